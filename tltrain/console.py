@@ -1,0 +1,59 @@
+"""What a run says on the terminal: a live bar where there is one, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_console = Console(highlight=False, soft_wrap=True)
+_PLAIN_SECONDS = 15.0  # between two plain lines about the same work
+
+
+def say(text: str) -> None:
+    """One line."""
+    _console.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    print(f"tltrain: {text}", file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, its first column to the left, the others to the right."""
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    _console.print(drawn)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, first: int = 0) -> Iterator[Callable[..., None]]:
+    """Yields `update(done, note="")`: shows how much of `total` is done, with `note`, and the time left."""
+    if _console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, TimeRemainingColumn(), console=_console, transient=True) as bar:
+            task = bar.add_task(title, total=total, completed=first, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+        return
+    last = time.monotonic()
+
+    def update(done: int, note: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > _PLAIN_SECONDS and done < total:
+            last = time.monotonic()
+            say(f"{title}: {done}/{total} {note}".rstrip())
+
+    yield update

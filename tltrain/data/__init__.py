@@ -1,0 +1,14 @@
+"""The only place of tltrain that reads data with TensorFlow."""
+
+import os
+from typing import Any
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, imported on first use (seconds), silent, and kept off the accelerator, which is for JAX."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return tf

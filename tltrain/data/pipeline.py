@@ -1,0 +1,114 @@
+"""Splits -> batches. The batch at (epoch, i) is a pure function of (seed, epoch, i), never of history.
+
+A batch is `{"inputs": uint8 [B, H, W, 3] or float [B, ...], "label": int32 [B], "mask": bool [B], "index": int32 [B]}`;
+`mask` is False where a row repeats an example to fill the last batch, or its image cannot be read.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tltrain.data import import_tensorflow
+from tltrain.data.preprocess import Augment, load_image
+from tltrain.data.sources import Split
+from tltrain.errors import DataError
+
+Batch = dict[str, Any]
+
+
+def num_batches(num_examples: int, batch_size: int) -> int:
+    """Batches that hold every example once."""
+    return -(-num_examples // batch_size)
+
+
+def rows(
+    num_examples: int, batch_size: int, shuffle: tuple[int, int] | None = None, first: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which example stands in which row of an epoch, from batch `first` on.
+
+    Args:
+        num_examples: N.
+        batch_size: B.
+        shuffle: `(seed, epoch)` of a random order, or None for the order of the split.
+        first: number of batches to leave out.
+
+    Returns:
+        `(index, mask)`, int32 and bool `[num_batches - first, B]`. The last batch is filled with examples from the
+        beginning of the epoch, masked: rows of real images, so that statistics of the batch are not spoilt.
+    """
+    order = np.arange(num_examples) if shuffle is None else np.random.default_rng(shuffle).permutation(num_examples)
+    total = num_batches(num_examples, batch_size) * batch_size
+    shape = (-1, batch_size)
+    index = np.resize(order, total).astype(np.int32).reshape(shape)
+    return index[first:], (np.arange(total) < num_examples).reshape(shape)[first:]
+
+
+class Corrupt:
+    """The unreadable images of a split: each is named once, and too many of them end the run."""
+
+    def __init__(self, split: Split, limit: float, warn: Callable[[str], None]) -> None:
+        self.split, self.limit, self.warn = split, limit, warn
+        self.indices: set[int] = set()
+        self._lock = threading.Lock()
+
+    def add(self, index: int, reason: str) -> None:
+        """Notes one; safe to call from many threads."""
+        with self._lock:
+            if index not in self.indices:
+                self.indices.add(index)
+                self.warn(f"skipped {self.split.ids[index]}: {reason}")
+
+    def check(self) -> None:
+        """Raises DataError where more than `limit`, a share of the split, are unreadable."""
+        if len(self.indices) > self.limit * self.split.num_examples:
+            names = ", ".join(self.split.ids[i] for i in sorted(self.indices)[:5])
+            raise DataError(
+                f"{len(self.indices)} of {self.split.num_examples} images cannot be read; in {self.split.expression}: "
+                f"{names}; repair or remove them, or raise data.max_corrupt = {self.limit}"
+            )
+
+
+def from_images(
+    split: Split,
+    index: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    resize: str,
+    corrupt: Corrupt,
+    augment: Augment | None = None,
+    epoch: int = 0,
+) -> Iterator[Batch]:
+    """Batches of decoded images for the rows `index`, `mask` `[num_batches, B]`, by a parallel `tf.data` pipeline.
+
+    Raises:
+        DataError: more unreadable images than `corrupt` allows.
+    """
+    tf = import_tensorflow()
+    black = np.zeros((*size, 3), np.uint8)
+
+    def load(i):
+        try:
+            return load_image(split.read(i), size, resize, augment, (epoch, int(i))), True
+        except OSError as error:
+            corrupt.add(int(i), str(error))
+            return black, False
+
+    def load_row(i, keep):
+        image, readable = tf.numpy_function(load, [i], (tf.uint8, tf.bool), stateful=False)
+        return {"inputs": tf.ensure_shape(image, black.shape), "mask": keep & readable, "index": i}
+
+    dataset = tf.data.Dataset.from_tensor_slices((index.reshape(-1), mask.reshape(-1)))
+    dataset = dataset.map(load_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    for batch in dataset.batch(index.shape[1], drop_remainder=True).prefetch(2).as_numpy_iterator():
+        corrupt.check()
+        yield batch | {"label": split.labels[batch["index"]]}
+
+
+def from_arrays(
+    inputs: np.ndarray, readable: np.ndarray, labels: np.ndarray, index: np.ndarray, mask: np.ndarray
+) -> Iterator[Batch]:
+    """Batches of stored activations `inputs` `[N, ...]` for the rows `index`, `mask` `[num_batches, B]`."""
+    for i, keep in zip(index, mask, strict=True):
+        yield {"inputs": inputs[i], "label": labels[i], "mask": keep & readable[i], "index": i}

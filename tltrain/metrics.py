@@ -1,0 +1,75 @@
+"""Metrics as sums and counts: batches of any size and mask add up to the exact figures of a split."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Metrics:
+    """Sums over examples: `loss` float32 `[]`, and `confusion` int32 `[num_classes, num_classes]`, true class first."""
+
+    loss: jax.Array
+    confusion: jax.Array
+
+
+def of_batch(losses: jax.Array, predicted: jax.Array, label: jax.Array, mask: jax.Array, num_classes: int) -> Metrics:
+    """Sums of one batch: `losses` float32 `[B]`, `predicted` and `label` int32 `[B]`, counted where `mask` `[B]`."""
+    confusion = jnp.zeros((num_classes, num_classes), jnp.int32).at[label, predicted].add(mask.astype(jnp.int32))
+    return Metrics(jnp.where(mask, losses, 0.0).sum(), confusion)
+
+
+class Total:
+    """Running total on the host: loss in float64, counts in int64."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.loss = 0.0
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+
+    def add(self, metrics: Metrics) -> None:
+        """Adds one batch."""
+        self.loss += float(metrics.loss)
+        self.confusion += np.asarray(metrics.confusion)
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return int(self.confusion.sum())
+
+    def summary(self) -> dict[str, float]:
+        """Mean loss and accuracy; NaN where nothing was counted."""
+        count = self.count or float("nan")
+        return {"loss": self.loss / count, "accuracy": float(np.trace(self.confusion)) / count}
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` makes an equal total of; JSON."""
+        return {"loss": self.loss, "confusion": self.confusion.tolist()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Total":
+        """The total that `state` was taken of."""
+        total = cls(len(state["confusion"]))
+        total.loss, total.confusion = state["loss"], np.asarray(state["confusion"], np.int64)
+        return total
+
+
+def binary_score(logits: np.ndarray) -> np.ndarray:
+    """Log odds of class 1 `[B]` from logits `[B, 1]` or `[B, D]` (of class 1 against class 0)."""
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve of `scores` float `[N]` for `positive` bool `[N]`, ties counted half.
+
+    The share of (positive, negative) pairs in right order (Mann-Whitney U); NaN where one class is absent.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    num_positive = int(positive.sum())
+    num_negative = len(positive) - num_positive
+    if not num_positive or not num_negative:
+        return float("nan")
+    return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))

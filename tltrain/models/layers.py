@@ -1,0 +1,194 @@
+"""Layers that the backbones share, and the one place where a formulation is chosen by platform.
+
+XLA's convolution on CPU is an order of magnitude slower than the machine for depthwise kernels (jax-ml/jax#23713) and
+slower than a matrix product for 1x1 kernels, so on CPU convolutions become taps and products of equal value; GPU and
+TPU get `lax.conv_general_dilated`. Shapes: `B` batch, `H W` image, `C` input and `D` output channels.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = Sequence[tuple[int, int]]
+
+
+def same_padding(size: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Padding:
+    """Padding with which TensorFlow's `"same"` and Keras' `correct_pad` agree, for each spatial axis.
+
+    Even inputs at stride 2 get `(0, 1)`, odd ones `(1, 1)`.
+    """
+    total = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(size, kernel, strides, strict=True)]
+    return [(t // 2, t - t // 2) for t in total]
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], groups: int = 1) -> jax.Array:
+    """Convolution of `x` `[B, H, W, C]` with `kernel` `[kh, kw, C / groups, D]`, padding `"same"`."""
+    padding = same_padding(x.shape[1:3], kernel.shape[:2], strides)
+    if jax.default_backend() != "cpu":
+        return _xla_conv(x, kernel, strides, padding, groups)
+    if kernel.shape[:2] == (1, 1) and groups == 1:
+        return jnp.einsum("bhwc,cd->bhwd", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(_pad(x, padding), kernel, strides)
+    if x.shape[-1] <= 4 and groups == 1:
+        return _columns_conv(_pad(x, padding), kernel, strides)
+    return _xla_conv(x, kernel, strides, padding, groups)
+
+
+def _xla_conv(x, kernel, strides, padding, groups):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+def _pad(x, padding):
+    return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+
+def _taps(x, kernel_size, strides):
+    """The shifted, strided views of padded `x` that each position of the kernel meets, with that position."""
+    batch, height, width, channels = x.shape
+    out = [(n - k) // s for n, k, s in zip((height, width), kernel_size, strides, strict=True)]
+    for i, j in itertools.product(range(kernel_size[0]), range(kernel_size[1])):
+        stop = (batch, i + out[0] * strides[0] + 1, j + out[1] * strides[1] + 1, channels)
+        yield (i, j), lax.slice(x, (0, i, j, 0), stop, (1, *strides, 1))
+
+
+def _columns_conv(x, kernel, strides):
+    """Convolution of padded `x` with few channels: its taps side by side, then one matrix product."""
+    columns = jnp.concatenate([tap for _, tap in _taps(x, kernel.shape[:2], strides)], axis=-1)
+    return jnp.einsum("bhwc,cd->bhwd", columns, kernel.reshape(-1, kernel.shape[-1]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x, kernel, strides):
+    """Depthwise convolution of padded `x` `[B, H, W, C]` with `kernel` `[kh, kw, 1, C]`: a sum of shifted products.
+
+    The barrier keeps XLA from computing the producer of `x` again inside every tap.
+    """
+    x = lax.optimization_barrier(x)
+    return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in _taps(x, kernel.shape[:2], strides)))
+
+
+def _depthwise_forward(x, kernel, strides):
+    return _depthwise(x, kernel, strides), (x, kernel)
+
+
+def _depthwise_backward(strides, residuals, grad):
+    """Gradient to `x`: the taps of the dilated output gradient with the flipped kernel; to `kernel`: a sum a tap."""
+    x, kernel = residuals
+    x, grad = lax.optimization_barrier((x, grad))
+    spatial = [
+        (k - 1, n - (g - 1) * s - 1, s - 1)
+        for n, g, k, s in zip(x.shape[1:3], grad.shape[1:3], kernel.shape[:2], strides, strict=True)
+    ]
+    dilated = lax.pad(grad, jnp.zeros((), grad.dtype), ((0, 0, 0), *spatial, (0, 0, 0)))
+    grad_x = _depthwise(dilated, kernel[::-1, ::-1], (1, 1))
+    ones = jnp.ones(grad.shape[:3], grad.dtype)
+    sums = [
+        jnp.einsum("bhw,bhwc->c", ones, tap * grad, preferred_element_type=jnp.float32)
+        for _, tap in _taps(x, kernel.shape[:2], strides)
+    ]
+    return grad_x, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class Conv(nn.Module):
+    """Convolution without bias, padding `"same"`; `depthwise` has one filter a channel.
+
+    Parameters: `kernel`, float32, `[kh, kw, C, D]`, or `[kh, kw, 1, C]` where depthwise.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies the kernel in float32 before it is used."""
+        groups = x.shape[-1] if self.depthwise else 1
+        shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        kernel = kernel if scale is None else kernel * scale
+        return conv2d(x, kernel.astype(x.dtype), self.strides, groups)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with Keras' conventions (`momentum` is the share of the old running value).
+
+    Parameters `scale` and `bias`, statistics `mean` and `var` (biased), all float32 `[D]`.
+    """
+
+    features: int
+    epsilon: float
+    momentum: float
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        shape = (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+
+    def affine(self) -> tuple[jax.Array, jax.Array]:
+        """The layer in inference mode, as `(scale, shift)`, each `[D]`: `scale * x + shift`."""
+        return self._affine(self.mean.value, self.var.value)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises `[B, H, W, D]` by the statistics of the batch, and moves the running ones towards them."""
+        wide = x.astype(jnp.float32)
+        mean, square = wide.mean((0, 1, 2)), (wide * wide).mean((0, 1, 2))
+        if self.axis_name is not None:
+            mean, square = lax.pmean((mean, square), self.axis_name)
+        var = jnp.maximum(square - mean * mean, 0.0)
+        if not self.is_initializing():
+            self.mean.value += (1 - self.momentum) * (mean - self.mean.value)
+            self.var.value += (1 - self.momentum) * (var - self.var.value)
+        scale, shift = self._affine(mean, var)
+        return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+    def _affine(self, mean, var):
+        scale = self.scale * lax.rsqrt(var + self.epsilon)
+        return scale, self.bias - mean * scale
+
+
+def conv_bn(x: jax.Array, conv: Conv, norm: BatchNorm, train: bool) -> jax.Array:
+    """`norm(conv(x))`; in inference mode the normalisation is folded into the kernel and costs nothing."""
+    if train:
+        return norm(conv(x))
+    scale, shift = norm.affine()
+    return conv(x, scale) + shift.astype(x.dtype)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Zeroes entries of `x` `[B, C]` with probability `rate` and scales the rest; row `i` draws from `keys[i]` alone.
+
+    One key a row makes the result independent of how a batch is spread over devices.
+    """
+    if rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
+    """`function(x)`, on CPU over chunks of up to `size` rows of `x` one after the other.
+
+    Equal to one call for a function of the rows alone; faster where the intermediate values of a whole batch would
+    not fit the processor's cache.
+    """
+    size = math.gcd(len(x), size)
+    if jax.default_backend() != "cpu" or size == len(x):
+        return function(x)
+    chunks = lax.map(function, x.reshape(-1, size, *x.shape[1:]))
+    return chunks.reshape(len(x), *chunks.shape[2:])

@@ -1,0 +1,40 @@
+"""A phase of the config -> learning-rate schedule and optimizer of the trainable leaves."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def make_schedule(phase: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up from zero, then constant, or cosine to zero at the last step."""
+    total = phase.epochs * steps_per_epoch
+    warmup = round(phase.warmup_epochs * steps_per_epoch)
+    if phase.schedule == "cosine":
+        after = optax.cosine_decay_schedule(phase.learning_rate, max(total - warmup, 1))
+    else:
+        after = optax.constant_schedule(phase.learning_rate)
+    # step 0 of a warm-up of n steps gets 1/n of the rate: a step at rate zero would be a step lost
+    rise = optax.linear_schedule(phase.learning_rate / max(warmup, 1), phase.learning_rate, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def make(phase: ConfigDict, schedule: optax.Schedule, labels: Any) -> optax.GradientTransformation:
+    """The optimizer of a tree labelled `"trainable"` and `"frozen"`.
+
+    Frozen leaves get no update and no slots. Clipping and weight decay stand inside the trainable branch, so neither
+    sees a frozen leaf; decay spares leaves of fewer than two axes (norms and biases).
+    """
+    decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_kernel) if phase.weight_decay else optax.identity()
+    clip = optax.clip_by_global_norm(phase.clip_norm) if phase.clip_norm else optax.identity()
+    rate = optax.scale_by_learning_rate(schedule)
+    if phase.optimizer == "sgd":
+        steps = [clip, decay, optax.trace(phase.momentum), rate]
+    else:
+        steps = [clip, optax.scale_by_adam(), decay, rate]
+    return optax.multi_transform({"trainable": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def _is_kernel(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,92 @@
+"""One step on all local devices: `jit` over a mesh, or the same step under `pmap`.
+
+A state is replicated, a batch is divided along its first axis. Batches and results are global either way.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tltrain.errors import ConfigError
+
+
+def make_mesh(batch_size: int) -> Mesh:
+    """All local devices along the axis `batch`.
+
+    Raises:
+        ConfigError: they do not divide the batch.
+    """
+    devices = jax.local_devices()
+    if batch_size % len(devices):
+        raise ConfigError(
+            f"batch_size = {batch_size} cannot be divided over {len(devices)} devices; use a multiple of {len(devices)}"
+        )
+    return Mesh(np.asarray(devices), ("batch",))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """`tree` on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def prefetch(batches: Iterable[Any], mesh: Mesh, mode: str, depth: int = 2) -> Iterator[Any]:
+    """`batches`, each sent to its devices up to `depth` ahead of its use, so that transfers overlap with compute."""
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    put = (lambda batch: batch) if mode == "pmap" else (lambda batch: jax.device_put(batch, sharding))
+    waiting: collections.deque[Any] = collections.deque()
+    for batch in batches:
+        waiting.append(put(batch))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def compile_step(
+    step: Callable[..., tuple[Any, Any]],
+    state: Any,
+    batch: Any,
+    mesh: Mesh,
+    mode: str,
+    per_example: bool = False,
+    donate: bool = False,
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Compiles `step(state, batch) -> (reduced, other)` for arguments shaped as given (arrays or shapes).
+
+    `reduced` comes back replicated, `other` too, or divided like the batch where it is `per_example`. `step` must take
+    `axis_name`. With `donate` the memory of `state` is given to the result. A call with other shapes is an error, never
+    a silent compilation.
+    """
+    if mode == "pmap":
+        return _compile_pmap(step, state, batch, mesh, per_example)
+    whole, parts = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+    jitted = jax.jit(
+        step,
+        in_shardings=(whole, parts),
+        out_shardings=(whole, parts if per_example else whole),
+        donate_argnums=(0,) if donate else (),
+    )
+    return jitted.lower(state, batch).compile()
+
+
+def _compile_pmap(step, state, batch, mesh, per_example):
+    count = mesh.size
+
+    def divide(tree):
+        return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), tree)
+
+    def mapped(state, batch):
+        return step(state, batch, axis_name="batch")
+
+    out_axes = (None, 0 if per_example else None)
+    pmapped = jax.pmap(mapped, "batch", in_axes=(None, 0), out_axes=out_axes, devices=list(mesh.devices.flat))
+    compiled = pmapped.lower(state, jax.eval_shape(divide, batch)).compile()
+
+    def run(state, batch):
+        reduced, other = compiled(state, divide(batch))
+        return reduced, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), other) if per_example else other
+
+    return run

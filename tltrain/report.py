@@ -1,0 +1,129 @@
+"""The record of a run: the content of `report.json`, and the lines and tables on the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tltrain import console, freeze
+from tltrain.data.sources import Data
+
+
+def number(value: float | None) -> str:
+    """A metric for a table; a dash where there is none."""
+    return "-" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def data_line(data: Data) -> str:
+    """Sizes of the splits and names of the classes."""
+    counts = ", ".join(f"{split.num_examples} {name}" for name, split in data.splits.items())
+    shown = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
+    return f"Data: {counts} images of {len(data.class_names)} classes ({shown})"
+
+
+def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
+    """What a phase is going to do, or to go on with."""
+    begin = f"resuming after step {step} of {num_steps}" if step else f"{num_steps} steps"
+    return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
+
+
+def show_parameters(params: Any, stages: Sequence[str], cut: int) -> None:
+    """Prints trainable and frozen parameters by stage; neighbours of one kind share a row."""
+    sizes = [(stage, params["backbone"][stage], i < cut) for i, stage in enumerate(stages)]
+    rows: list[list[Any]] = []
+    for stage, tree, frozen in [*sizes, ("head", params["head"], False)]:
+        count = num_parameters(tree)
+        if rows and rows[-1][3] == frozen and stage != "head":
+            rows[-1][1:3] = [stage, rows[-1][2] + count]
+        else:
+            rows.append([stage, stage, count, frozen])
+    cells = [
+        [a if a == b else f"{a} ... {b}", "" if frozen else f"{count:,}", f"{count:,}" if frozen else ""]
+        for a, b, count, frozen in rows
+    ]
+    totals = [f"{sum(count for _, _, count, frozen in rows if frozen == kind):,}" for kind in (False, True)]
+    console.table("", ["parameters", "trainable", "frozen"], [*cells, ["all", *totals]])
+
+
+def num_parameters(tree: Any) -> int:
+    """Number of scalars in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def progress_note(summary: dict[str, float], rate: float) -> str:
+    """Loss, accuracy and speed so far, beside the bar."""
+    return f"loss {number(summary['loss'])} accuracy {number(summary['accuracy'])} {rate:.0f} img/s"
+
+
+def epoch_line(entry: dict[str, Any], epochs: int, rate: float) -> str:
+    """One epoch in one line."""
+    train, val = entry["train"], entry["val"]
+    auc = f" AUC {number(val['auc'])}" if "auc" in val else ""
+    return (
+        f"{entry['phase']} {entry['epoch']}/{epochs}: loss {number(train['loss'])} accuracy {number(train['accuracy'])}"
+        f" | val loss {number(val['loss'])} accuracy {number(val['accuracy'])}{auc} | {rate:.0f} img/s"
+    )
+
+
+def phase_result(
+    config: ConfigDict, record: dict[str, Any], best_step: int, num_images: int, params: Any, plan: freeze.Plan
+) -> dict[str, Any]:
+    """A finished phase: its history, the epoch that was best on val, the last one, its speed and its size."""
+    history = record["history"]
+    trainable, frozen = freeze.split(params, plan.labels)
+    return {
+        "epochs": config.epochs,
+        "freeze_until": config.freeze_until,
+        "trainable_parameters": num_parameters(trainable),
+        "frozen_parameters": num_parameters(frozen),
+        "best": next(entry for entry in history if entry["step"] == best_step),
+        "last": history[-1],
+        "history": history,
+        "seconds": round(record["seconds"], 3),
+        "images_per_second": round(num_images * len(history) / record["seconds"], 1),
+    }
+
+
+def of_run(data: Data, phases: dict[str, Any], chosen: str, origin: dict[str, Any]) -> dict[str, Any]:
+    """What is known once all phases are done; `chosen` is the phase whose best model is the run's."""
+    counts = {name: np.bincount(split.labels, minlength=len(data.class_names)) for name, split in data.splits.items()}
+    return {
+        "class_names": list(data.class_names),
+        "num_examples": {name: split.num_examples for name, split in data.splits.items()},
+        "class_counts": {n: dict(zip(data.class_names, map(int, c), strict=True)) for n, c in counts.items()},
+        "weights": origin,
+        "phases": phases,
+        "chosen": {"phase": chosen, **phases[chosen]["best"]},
+    }
+
+
+def show(report: dict[str, Any], workdir: Path) -> None:
+    """Prints the result of a run: one row a phase, then the chosen model and where everything lies."""
+    rows = []
+    for name, phase in report["phases"].items():
+        best, last = phase["best"], phase["last"]
+        row = [name, f"{best['epoch']} of {phase['epochs']}"]
+        row += [number(best["val"].get(key)) for key in ("loss", "accuracy", "auc")]
+        row += [number(last["val"]["accuracy"]), f"{phase['images_per_second']:.0f}", f"{phase['seconds']:.1f}"]
+        rows.append(row)
+    columns = ["phase", "best epoch", "loss", "accuracy", "AUC", "last epoch", "img/s", "seconds"]
+    console.say("")
+    console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
+    chosen, counts = report["chosen"], report["class_counts"]["val"]
+    largest = max(counts, key=counts.__getitem__)
+    share = counts[largest] / sum(counts.values())
+    console.say(
+        f"Best on val: {chosen['phase']}, epoch {chosen['epoch']}, accuracy {number(chosen['val']['accuracy'])}; "
+        f"always answering {largest!r} gives {number(share)}."
+    )
+    if "test" in report:
+        test = report["test"]
+        console.say(f"On test, which saw no choice: accuracy {number(test['accuracy'])}, loss {number(test['loss'])}.")
+    skipped = sum(report["num_corrupt"].values())
+    if skipped:
+        console.say(f"{skipped} unreadable images were skipped.")
+    console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
+    console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")

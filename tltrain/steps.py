@@ -1,0 +1,135 @@
+"""One step of training and of evaluation: pure functions of a state and a global batch, without I/O."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from tltrain import freeze, metrics
+from tltrain.data.pipeline import Batch
+from tltrain.models.classifier import Classifier, run_frozen
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes: `step` int32 of this phase, `params`, `batch_stats`, `opt_state`."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def create_state(params: Any, batch_stats: Any, tx: optax.GradientTransformation) -> TrainState:
+    """The state at step 0 of a phase: parameters carried over, optimizer fresh."""
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+
+
+def example_losses(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross entropy `[B]` in nats of float32 `logits` `[B, D]` for int32 `label` `[B]`: binary where `D` is 1."""
+    if logits.shape[-1] == 1:
+        target = label.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
+        return optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
+    target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, target)
+
+
+def predicted_class(logits: jax.Array) -> jax.Array:
+    """int32 `[B]` of `logits` `[B, D]`."""
+    if logits.shape[-1] == 1:
+        return (logits[:, 0] > 0).astype(jnp.int32)
+    return logits.argmax(-1).astype(jnp.int32)
+
+
+def num_classes(logits: jax.Array) -> int:
+    """Number of classes that `logits` `[B, D]` tell apart."""
+    return max(logits.shape[-1], 2)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Classifier,
+    tx: optax.GradientTransformation,
+    plan: freeze.Plan,
+    start: int,
+    seed: int,
+    batch_norm_train: bool,
+    smoothing: float,
+    class_weights: jax.Array,
+    axis_name: str | None = None,
+) -> tuple[TrainState, tuple[metrics.Metrics, jax.Array]]:
+    """One update of the trainable leaves.
+
+    The gradient is taken of the trainable part alone, from the activations at the cut, so a backward pass of frozen
+    stages does not exist. Everything random follows from `seed`, `state.step` and `batch["index"]`.
+
+    Args:
+        state: replicated.
+        batch: the global batch; its inputs are pixels where `start` is 0, else activations before stage `start`.
+        model: the classifier.
+        tx: optimizer over all of `params`, labelled as `plan` says.
+        plan: what is frozen.
+        start: first stage to run, at most `plan.cut`.
+        seed: of dropout.
+        batch_norm_train: trainable stages normalise by the batch.
+        smoothing: of labels.
+        class_weights: float32 `[num_classes]`, factors of each example's loss.
+        axis_name: mapped axis over which sums are taken; None where `batch` is global.
+
+    Returns:
+        The new state, and the metrics before the update with the global norm of the trainable gradients.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    inputs = run_frozen(model, variables, batch["inputs"], start, plan.cut)
+    keys = _example_keys(seed, state.step, batch["index"])
+    trainable, frozen = freeze.split(state.params, plan.labels)
+
+    def summed_loss(trainable):
+        variables = {"params": freeze.merge(trainable, frozen), "batch_stats": state.batch_stats}
+        logits, updated = model.apply(variables, inputs, plan.cut, batch_norm_train, keys, mutable=["batch_stats"])
+        losses = example_losses(logits, batch["label"], smoothing) * class_weights[batch["label"]]
+        return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, updated.get("batch_stats", {}))
+
+    grads, (logits, losses, batch_stats) = jax.grad(summed_loss, has_aux=True)(trainable)
+    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))
+    grads, counted = _sum_over(axis_name, (grads, counted))
+    grads = jax.tree.map(lambda g: g / jnp.maximum(counted.confusion.sum(), 1), grads)
+    params, opt_state = _update(state, tx, grads, trainable, frozen)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state)
+    return state, (counted, optax.global_norm(grads))
+
+
+def _update(state, tx, grads, trainable, frozen):
+    """Applies `tx`; frozen leaves are handed on as they are, so not even the sign of a zero changes."""
+    zeros = jax.tree.map(lambda leaf: None if leaf is None else jnp.zeros_like(leaf), frozen, is_leaf=_is_none)
+    updates, opt_state = tx.update(freeze.merge(grads, zeros), state.opt_state, state.params)
+    moved = jax.tree.map(lambda p, u: None if p is None else p + u, trainable, updates, is_leaf=_is_none)
+    return freeze.merge(moved, frozen), opt_state
+
+
+def _is_none(x):
+    return x is None
+
+
+def _example_keys(seed, step, index):
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def _sum_over(axis_name, tree):
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def eval_step(
+    variables: dict, batch: Batch, *, model: Classifier, start: int, axis_name: str | None = None
+) -> tuple[metrics.Metrics, jax.Array]:
+    """Metrics summed over the unmasked rows of the global batch, and float32 logits `[B, D]` of all rows."""
+    features = run_frozen(model, variables, batch["inputs"], start, len(model.backbone.stages))
+    logits: Any = model.apply(variables, features, len(model.backbone.stages))
+    losses = example_losses(logits, batch["label"])
+    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))
+    return _sum_over(axis_name, counted), logits

@@ -1,0 +1,177 @@
+"""The record of a run on disk: config, environment, metrics by step, one lock; and the clock of its parts."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from tltrain import config as config_lib
+from tltrain.errors import ConfigError, WorkdirError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "h5py")
+
+
+class Clock:
+    """Seconds spent by part; parts may be entered many times, and one inside another counts for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._earlier: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def resume(self, earlier: dict[str, float]) -> None:
+        """Goes on from the total of an earlier process."""
+        self._earlier = earlier
+
+    def total(self) -> dict[str, float]:
+        """Seconds by part, of this process and of those it resumed."""
+        parts = dict.fromkeys([*self._earlier, *self.seconds])
+        return {part: self._earlier.get(part, 0.0) + self.seconds.get(part, 0.0) for part in parts}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Adds the time of the block to `part`."""
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - start
+            self.seconds[part] = self.seconds.get(part, 0.0) + passed - self._inner.pop()
+            self._inner[-1] += passed
+
+
+class Workdir:
+    """A folder that one process at a time writes."""
+
+    def __init__(self, path: Path, config: ConfigDict) -> None:
+        """Takes the lock and writes `config.json` and `environment.json`.
+
+        Raises:
+            WorkdirError: the folder cannot be written, or another process holds it.
+            ConfigError: it holds a run of another config; the differing keys are named.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a+")
+        except OSError as error:
+            raise WorkdirError(
+                f"cannot write the workdir; {error.strerror}; {path}; choose another --workdir"
+            ) from error
+        self._take_lock()
+        stored = self.read_json("config.json")
+        if stored is not None and (changed := config_lib.differences(config, stored)):
+            raise ConfigError(
+                f"the workdir holds a run of another config; {path}: {', '.join(changed)}; "
+                "choose another --workdir, or give the same config"
+            )
+        self.write_json("config.json", json.loads(config_lib.to_json(config)))
+        self.write_json("environment.json", _environment())
+
+    def _take_lock(self):
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise WorkdirError(
+                f"the workdir is in use; {self.path} by {holder}; wait, or choose another --workdir"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(f"{socket.gethostname()} pid {os.getpid()}")
+        self._lock.flush()
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the workdir, None where it is not there."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise WorkdirError(f"cannot read {path}; {error}; remove it or choose another --workdir") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file as a whole: the old content or the new stands there, never a part."""
+        part = self.path / f"{name}.part"
+        try:
+            with part.open("w") as file:
+                json.dump(_without_nan(value), file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path / name)
+        except OSError as error:
+            raise WorkdirError(
+                f"cannot write {self.path / name}; {error.strerror}; free space and start again"
+            ) from error
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Adds one line to `metrics.jsonl`."""
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(_without_nan(line)) + "\n")
+        except OSError as error:
+            raise WorkdirError(f"cannot write metrics.jsonl; {error.strerror}; in {self.path}; free space") from error
+
+    def rewind_metrics(self, phase: str, step: int) -> None:
+        """Drops the lines of `phase` after `step`, and a line that a kill cut short: those steps are done again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry["phase"] != phase or entry["step"] <= step:
+                    kept.append(line + "\n")
+        part = path.with_suffix(".part")
+        part.write_text("".join(kept))
+        part.replace(path)
+
+
+def _without_nan(value):
+    """NaN and infinity are no JSON; they become null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _environment() -> dict[str, Any]:
+    def git(*args):
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        return found.stdout.strip() if found.returncode == 0 else None
+
+    try:
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except OSError:
+        commit, dirty = None, None
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "command": sys.argv,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
+        "packages": versions,
+    }
