@@ -70,7 +70,7 @@ class Checkpoints:
         return restored["state"], restored["record"]
 
     def close(self) -> None:
-        """Ends Orbax' threads."""
+        """Ends the threads of Orbax."""
         self._manager.close()
 
     def _steps(self):

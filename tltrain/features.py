@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -83,6 +84,8 @@ def ensure(
             f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
         ) from error
     inputs, readable = np.load(folder / "inputs.npy", mmap_mode="r"), np.load(folder / "readable.npy")
+    if inputs.dtype == np.uint16:
+        inputs = inputs.view(jnp.bfloat16)
     for i in np.flatnonzero(~readable):
         corrupt.add(int(i), "unreadable when its features were computed")
     corrupt.check()
@@ -132,7 +135,9 @@ def _extract(folder, config, model, variables, split, cut, corrupt, base, progre
     readable = np.ones(split.num_examples, bool)
     done = 0
     for batch in batches:
-        activations = np.asarray(run(variables, x=batch["inputs"]))
+        activations = np.asarray(run(variables, x=jnp.asarray(batch["inputs"])))
+        if activations.dtype == jnp.bfloat16:
+            activations = activations.view(np.uint16)  # the file format of NumPy does not know bfloat16
         if inputs is None:
             shape = (split.num_examples, *activations.shape[1:])
             _check_space(part, int(np.prod(shape)) * activations.itemsize)

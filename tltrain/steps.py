@@ -100,7 +100,7 @@ def train_step(
     grads = jax.tree.map(lambda g: g / jnp.maximum(counted.confusion.sum(), 1), grads)
     params, opt_state = _update(state, tx, grads, trainable, frozen)
     state = TrainState(state.step + 1, params, batch_stats, opt_state)
-    return state, (counted, optax.global_norm(grads))
+    return state, (counted, optax.tree.norm(grads))
 
 
 def _update(state, tx, grads, trainable, frozen):

@@ -12,6 +12,11 @@ class Scalars:
         self._folder = folder
         self._writers: dict[str, SummaryWriter] = {}
 
+    def close(self) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+
     def write(self, phase: str, step: int, values: dict[str, float]) -> None:
         """Adds `values` by tag at `step`; after a resume, later steps of an earlier process are hidden."""
         if self._folder is None:

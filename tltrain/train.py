@@ -1,5 +1,6 @@
 """The training loop: `run` reads like the life of an experiment, from its config to its report."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, freeze, metrics, optim, parallel, report, steps, weights
+from tltrain import console, download, evaluate, freeze, metrics, optim, parallel, report, steps, weights
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import pipeline, sources
 from tltrain.errors import DivergedError, TerminatedError
@@ -74,7 +75,12 @@ def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] =
     """
     config_lib.validate(config)
     zoo.check(config)
-    work = Workdir(path, config)
+    with contextlib.closing(Workdir(path, config)) as work:
+        return _run_in(work, config, clock, stop)
+
+
+def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], bool]) -> dict[str, Any]:
+    path = work.path
     if (finished := work.read_json("report.json")) is not None:
         console.say(f"This run is finished; remove {path} to run it again.")
         report.show(finished, path)
@@ -87,14 +93,14 @@ def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] =
     model = zoo.create(config, len(data.class_names))
     variables, origin = _variables(config, model)
     inputs = Inputs(config, model, data, clock, stop)
-    scalars = Scalars(path / "tensorboard" if config.log.tensorboard else None)
-    shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)
     phases, best = {}, {}
-    for name in config_lib.PHASES:
-        if config[name].epochs:
-            variables, phases[name] = _run_phase(shared, name, variables)
-            best[name] = variables
-    result = _finish(shared, phases, best, origin)
+    with contextlib.closing(Scalars(path / "tensorboard" if config.log.tensorboard else None)) as scalars:
+        shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)
+        for name in config_lib.PHASES:
+            if config[name].epochs:
+                variables, phases[name] = _run_phase(shared, name, variables)
+                best[name] = variables
+        result = _finish(shared, phases, best, origin)
     work.write_json("report.json", result)
     report.show(result, path)
     return result
@@ -120,27 +126,27 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     """Trains what is left of a phase; returns the variables that were best on val, and the phase's result."""
     config = run.config[name]
     plan = freeze.plan(variables["params"], run.model.backbone.stages, config.freeze_until)
-    per_epoch = pipeline.num_batches(run.data.splits["train"].num_examples, run.config.batch_size)
+    num_images = run.data.splits["train"].num_examples
+    per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
     tx = optim.make(config, schedule, plan.labels)
     state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
-    checkpoints = Checkpoints(run.work.path / "checkpoints" / name, run.config.checkpoint.keep)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "clock": {}}
-    if (latest := checkpoints.latest()) is not None:
-        state, record = checkpoints.restore(latest, state)
-        run.clock.resume(record["clock"])
-    phase = Phase(name, config, plan, schedule, tx, per_epoch, checkpoints, record)
-    run.work.rewind_metrics(name, int(state.step))
-    if state.step < phase.num_steps:
-        console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
-        report.show_parameters(variables["params"], run.model.backbone.stages, plan.cut)
-        _train(run, phase, state)
-    best = checkpoints.best()
-    assert best is not None, "a finished phase has a checkpoint"
-    state, _ = checkpoints.restore(best, state)
-    checkpoints.close()
-    num_images = run.data.splits["train"].num_examples
-    result = report.phase_result(config, phase.record, best, num_images, state.params, plan)
+    folder = run.work.path / "checkpoints" / name
+    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep)) as checkpoints:
+        if (latest := checkpoints.latest()) is not None:
+            state, record = checkpoints.restore(latest, state)
+            run.clock.resume(record["clock"])
+        phase = Phase(name, config, plan, schedule, tx, per_epoch, checkpoints, record)
+        run.work.rewind_metrics(name, int(state.step))
+        if state.step < phase.num_steps:
+            console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
+            report.show_parameters(variables["params"], run.model.backbone.stages, plan.cut)
+            _train(run, phase, state)
+        best = checkpoints.best()
+        assert best is not None, "a finished phase has a checkpoint"
+        state, _ = checkpoints.restore(best, state)
+    result = report.phase_result(config, record, best, num_images, state.params, plan)
     return {"params": state.params, "batch_stats": state.batch_stats}, result
 
 
@@ -156,7 +162,7 @@ def _train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         passed = time.perf_counter() - started
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         with run.clock("eval"):
-            scores = _evaluate(run, eval_step, val, variables, "val")
+            scores = evaluate.over(eval_step, variables, val, run.data, "val", run.mesh, run.config)
         step = int(state.step)
         entry = {"phase": phase.name, "epoch": epoch + 1, "step": step, "train": total.summary(), "val": scores}
         _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch + 1}")
@@ -185,14 +191,14 @@ def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
         smoothing=config.loss.label_smoothing,
         class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
     )
-    evaluate = functools.partial(steps.eval_step, model=run.model, start=val.start)
+    val_step = functools.partial(steps.eval_step, model=run.model, start=val.start)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     console.say("Compiling the training and evaluation steps ...")
     with run.clock("compile"):
         shapes = train.batch_shapes(size)
         compiled = parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
         shapes = val.batch_shapes(size)
-        return compiled, parallel.compile_step(evaluate, variables, shapes, run.mesh, config.parallel, per_example=True)
+        return compiled, parallel.compile_step(val_step, variables, shapes, run.mesh, config.parallel, per_example=True)
 
 
 def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):
@@ -253,29 +259,6 @@ def _check_finite(value, what):
         )
 
 
-def _evaluate(run: Run, eval_step, inputs: SplitInputs, variables, split: str) -> dict[str, Any]:
-    """Metrics of `variables` over every readable example of `split`, each counted once."""
-    data = run.data.splits[split]
-    total = metrics.Total(len(run.data.class_names))
-    scores, counted = np.zeros(data.num_examples), np.zeros(data.num_examples, bool)
-    variables = parallel.replicate(variables, run.mesh)
-    size = pipeline.num_batches(data.num_examples, run.config.batch_size)
-    with console.progress(f"evaluating {split}", size) as update:
-        batches = parallel.prefetch(inputs.batches(None, 0), run.mesh, run.config.parallel)
-        for done, batch in enumerate(batches, 1):
-            sums, logits = jax.device_get(eval_step(variables, batch))
-            total.add(sums)
-            index = np.asarray(batch["index"])[np.asarray(batch["mask"])]
-            scores[index] = metrics.binary_score(logits)[np.asarray(batch["mask"])]
-            counted[index] = True
-            update(done)
-    assert total.count == counted.sum(), "every example is counted exactly once"
-    result = total.summary() | {"confusion": total.confusion.tolist()}
-    if len(run.data.class_names) == 2:
-        result["auc"] = metrics.auc(scores[counted], data.labels[counted] == 1)
-    return result
-
-
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
     """The content of `report.json`; where there is a test split, the chosen model meets it here, once."""
     key, sign = ("accuracy", 1) if run.config.checkpoint.best == "accuracy" else ("loss", -1)
@@ -288,7 +271,7 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
             shapes = test.batch_shapes(run.config.batch_size)
             eval_step = parallel.compile_step(step, variables, shapes, run.mesh, run.config.parallel, per_example=True)
         with run.clock("eval"):
-            result["test"] = _evaluate(run, eval_step, test, variables, "test")
+            result["test"] = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config)
     result["num_corrupt"] = run.inputs.num_corrupt()
     result["seconds"] = {part: round(seconds, 2) for part, seconds in run.clock.total().items()}
     return result

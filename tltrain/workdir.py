@@ -75,6 +75,7 @@ class Workdir:
         self._take_lock()
         stored = self.read_json("config.json")
         if stored is not None and (changed := config_lib.differences(config, stored)):
+            self.close()
             raise ConfigError(
                 f"the workdir holds a run of another config; {path}: {', '.join(changed)}; "
                 "choose another --workdir, or give the same config"
@@ -82,12 +83,17 @@ class Workdir:
         self.write_json("config.json", json.loads(config_lib.to_json(config)))
         self.write_json("environment.json", _environment())
 
+    def close(self) -> None:
+        """Gives the lock back."""
+        self._lock.close()
+
     def _take_lock(self):
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
+            self._lock.close()
             raise WorkdirError(
                 f"the workdir is in use; {self.path} by {holder}; wait, or choose another --workdir"
             ) from error

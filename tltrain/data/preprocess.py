@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 MAX_PIXELS = 100_000_000  # of an image file; a larger one is refused from its header
+Image.MAX_IMAGE_PIXELS = None  # the check of Pillow, which only warns, is replaced by ours
 
 
 @dataclass(frozen=True)

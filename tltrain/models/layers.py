@@ -81,7 +81,7 @@ def _depthwise_forward(x, kernel, strides):
 
 
 def _depthwise_backward(strides, residuals, grad):
-    """Gradient to `x`: the taps of the dilated output gradient with the flipped kernel; to `kernel`: a sum a tap."""
+    """To `x`: the taps of the dilated output gradient with the flipped kernel; to `kernel`: a sum of products a tap."""
     x, kernel = residuals
     x, grad = lax.optimization_barrier((x, grad))
     spatial = [
@@ -90,12 +90,17 @@ def _depthwise_backward(strides, residuals, grad):
     ]
     dilated = lax.pad(grad, jnp.zeros((), grad.dtype), ((0, 0, 0), *spatial, (0, 0, 0)))
     grad_x = _depthwise(dilated, kernel[::-1, ::-1], (1, 1))
-    ones = jnp.ones(grad.shape[:3], grad.dtype)
-    sums = [
-        jnp.einsum("bhw,bhwc->c", ones, tap * grad, preferred_element_type=jnp.float32)
-        for _, tap in _taps(x, kernel.shape[:2], strides)
-    ]
-    return grad_x, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+    def add_image(sums, image_and_grad):
+        image, g = image_and_grad
+        taps = _taps(image[None], kernel.shape[:2], strides)
+        return [total + tap[0] * g for total, (_, tap) in zip(sums, taps, strict=True)], None
+
+    # one image at a time: the sums over the map stay in the cache, and each product is one fused loop
+    zeros = [jnp.zeros(grad.shape[1:], jnp.float32)] * math.prod(kernel.shape[:2])
+    sums, _ = lax.scan(add_image, zeros, (x, grad))
+    grad_kernel = jnp.stack([total.sum((0, 1)) for total in sums]).reshape(kernel.shape)
+    return grad_x, grad_kernel.astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

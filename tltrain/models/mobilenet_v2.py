@@ -64,6 +64,7 @@ class MobileNetV2(Backbone):
     """Width `alpha` is one of `ALPHAS`; features are `[B, H / 32, W / 32, 1280]` (more channels for alpha > 1)."""
 
     alpha: float = 1.0
+    groups: tuple[tuple[int, int, int, int], ...] = GROUPS
 
     input_size: ClassVar[tuple[int, int]] = (224, 224)
     min_size: ClassVar[int] = 32
@@ -73,7 +74,7 @@ class MobileNetV2(Backbone):
         norm = self.batch_norm(EPSILON, MOMENTUM)
         stem = functools.partial(ConvStage, round_channels(32 * self.alpha), (3, 3), (2, 2), "Conv1", "bn_Conv1", norm)
         stages = {"Conv1": stem}
-        for channels, count, stride, expansion in GROUPS:
+        for channels, count, stride, expansion in self.groups:
             features = round_channels(channels * self.alpha)
             for i in range(count):
                 name = f"block_{len(stages) - 1}" if len(stages) > 1 else "expanded_conv"

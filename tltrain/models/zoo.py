@@ -1,10 +1,12 @@
 """The backbones a config can name, and the model a config describes."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import freeze
@@ -63,16 +65,25 @@ def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
 
     `pretrained` is `{"params": {stage: ...}, "batch_stats": {stage: ...}}`.
     """
-    backbone_key, head_key = jax.random.split(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
     expected = shapes(model)
-    if pretrained is None:
-        size = model.backbone.min_size
-        pretrained = jax.jit(model.backbone.init)(backbone_key, jnp.zeros((1, size, size, 3)))
     head = {
-        "kernel": HEAD_INIT(head_key, expected["params"]["head"]["kernel"].shape),
+        "kernel": HEAD_INIT(jax.random.key(seed), expected["params"]["head"]["kernel"].shape),
         "bias": jnp.zeros(expected["params"]["head"]["bias"].shape),
     }
+    if pretrained is None:
+        backbone = {name: tree["backbone"] for name, tree in expected.items()}
+        pretrained = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _random(path[-1].key, leaf.shape, rng), backbone
+        )
     return {
         "params": {"backbone": pretrained["params"], "head": head},
         "batch_stats": {"backbone": pretrained["batch_stats"]},
     }
+
+
+def _random(name, shape, rng):
+    """An initial array by the name of its leaf: kernels by He et al. 2015, norms that change nothing."""
+    if name == "kernel":
+        return rng.normal(0, np.sqrt(2 / math.prod(shape[:-1])), shape).astype(np.float32)
+    return np.full(shape, 1.0 if name in ("scale", "var") else 0.0, np.float32)

@@ -1,0 +1,86 @@
+"""Shared fixtures: a few real JPEG files, a tiny backbone, and the rule that nothing is skipped in CI."""
+
+import functools
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tltrain.config import default
+from tltrain.models import zoo
+from tltrain.models.mobilenet_v2 import MobileNetV2
+
+DATA = os.environ.get("TLTRAIN_TEST_DATA")
+
+
+def pytest_collection_modifyitems(config, items):
+    if DATA is None:
+        chosen = [item for item in items if "shared_data" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if "shared_data" in item.keywords])
+        items[:] = chosen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and os.environ.get("CI"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    return Path(DATA)
+
+
+def write_images(root: Path, counts: dict[str, int], size=(40, 48)) -> Path:
+    """One folder a class: bright images for the first class, dark for the second, noise on both; JPEG."""
+    rng = np.random.default_rng(0)
+    for level, (name, count) in zip((170, 85, 30), counts.items(), strict=False):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.clip(rng.normal(level, 40, (*size, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{name}_{i:03}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of 30 light and 18 dark images."""
+    return write_images(tmp_path_factory.mktemp("images"), {"light": 30, "dark": 18})
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compilation_cache(tmp_path_factory):
+    """Equal programs of different tests are compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+TINY = functools.partial(MobileNetV2, alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6)))
+
+
+@pytest.fixture
+def tiny(images, tmp_path, monkeypatch):
+    """A config whose whole run takes seconds: 48 images of 32x32 and a MobileNetV2 of 5 stages, at random weights."""
+    monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
+    config = default()
+    config.data.source = f"folder:{images}"
+    config.data.splits = ("train[:75%]", "train[75%:]")
+    config.data.image_size = (32, 32)
+    config.model.backbone = "tiny"
+    config.model.weights = "random"
+    config.batch_size = 8
+    config.features.dir = str(tmp_path / "features")
+    config.probe.epochs = 2
+    config.finetune.epochs = 1
+    config.finetune.freeze_until = "block_1"
+    config.finetune.augment = False
+    config.log.tensorboard = False
+    return config

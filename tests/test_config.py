@@ -1,0 +1,102 @@
+"""Every key has a rule, every wrong value and name is reported, all at once."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from tltrain import config as config_lib
+from tltrain.config import default, validate
+from tltrain.errors import ConfigError
+
+ROOT = Path(config_lib.__file__).parent
+
+
+def test_the_default_is_valid_and_every_key_has_a_rule():
+    validate(default())
+    assert set(config_lib.flatten(default())) == set(config_lib.RULES)
+
+
+WRONG = {
+    "batch_size": 0,
+    "seed": -1,
+    "parallel": "ddp",
+    "data.source": "cats_vs_dogs",
+    "data.splits": ("train",),
+    "data.image_size": (16, 224),
+    "data.augment.min_area": 0.0,
+    "model.dropout": 1.0,
+    "model.dtype": "float16",
+    "loss.class_weights": "balanced",
+    "probe.learning_rate": float("nan"),
+    "probe.optimizer": "lamb",
+    "finetune.epochs": -1,
+    "features.enabled": "yes",
+    "checkpoint.keep": 0,
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_wrong_value_is_reported_with_what_is_allowed(key):
+    config = default()
+    config.update_from_flattened_dict({key: WRONG[key]})
+    with pytest.raises(ConfigError, match=f"{key} = .*, allowed: "):
+        validate(config)
+
+
+def test_all_problems_are_reported_at_once():
+    config = default()
+    config.update_from_flattened_dict(WRONG)
+    config.data.sorce = "x"
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert all(f"{key} = " in str(caught.value) for key in WRONG)
+    assert "'data.sorce', did you mean 'data.source'?" in str(caught.value)
+    assert f"{len(WRONG) + 1} problems" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", config_lib.RULES)
+def test_every_misspelt_key_is_recognised(key):
+    misspelt = key[:-2] + key[-1]
+    message = config_lib.unknown(misspelt)
+    assert message is not None and repr(misspelt) in message
+    assert config_lib.unknown(key) is None
+
+
+CONFLICTS = {
+    "nothing to do": ({"probe.epochs": 0}, "at least one"),
+    "decay with adam": ({"probe.weight_decay": 0.1}, "adamw"),
+    "long warm-up": ({"probe.warmup_epochs": 6.0}, "at most probe.epochs"),
+    "cached and augmented": ({"features.enabled": "on", "probe.augment": True}, "one of them"),
+    "folder and data_dir": ({"data.source": "folder:x", "data.data_dir": "y"}, "with a folder"),
+}
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_keys_that_contradict_each_other_are_reported(case):
+    changes, message = CONFLICTS[case]
+    config = default()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_the_stored_config_equals_itself_and_names_differences():
+    config = default()
+    config.loss.class_weights = {"cat": 2.0}
+    stored = json.loads(config_lib.to_json(config))
+    assert config_lib.differences(config, stored) == []
+    config.probe.epochs = 7
+    assert config_lib.differences(config, stored) == ["probe.epochs: 5 -> 7"]
+
+
+def test_no_key_is_dead():
+    """Each key is read somewhere in the library as an attribute, or its group is passed on whole."""
+    names = set()
+    for path in ROOT.rglob("*.py"):
+        if path.name != "config.py":
+            names |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    keys = [key for key in config_lib.RULES if not key.startswith("data.augment.")]
+    assert [key for key in keys if key.rpartition(".")[2] not in names] == []
+    assert "augment" in names

@@ -1,0 +1,192 @@
+"""Frozen means frozen: labels, gradients, statistics, optimizer slots and the work that is done."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+
+from tltrain import freeze, optim, steps
+from tltrain.config import default
+from tltrain.errors import ConfigError
+from tltrain.models import zoo
+from tltrain.models.classifier import run_frozen
+
+CUTS = {None: 0, "block_1": 3, "all": 5}
+BATCH, SIZE = 8, 32
+OPTIMIZERS = {
+    "adam": {"optimizer": "adam"},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
+    "sgd": {"optimizer": "sgd", "weight_decay": 0.1},
+    "clipped": {"optimizer": "adam", "clip_norm": 0.1, "schedule": "cosine", "warmup_epochs": 1.0},
+}
+
+
+@functools.cache
+def model_and_variables(num_classes=3):
+    config = default()
+    config.model.dropout = 0.2
+    model = zoo.create(config, num_classes).clone(backbone=TINY())
+    return model, zoo.init(model, 0, None)
+
+
+def batch_of(seed=0, num_classes=3):
+    rng = np.random.default_rng(seed)
+    return {
+        "inputs": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8),
+        "label": rng.integers(0, num_classes, BATCH).astype(np.int32),
+        "mask": np.arange(BATCH) < BATCH - 1,
+        "index": np.arange(BATCH, dtype=np.int32),
+    }
+
+
+def step_of(freeze_until, start=0, batch_norm_train=True, **phase_options):
+    """A train step as the loop makes it, with its initial state and plan."""
+    model, variables = model_and_variables()
+    phase = default().finetune
+    phase.update(epochs=2, learning_rate=1e-2, freeze_until=freeze_until, **phase_options)
+    plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until)
+    tx = optim.make(phase, optim.make_schedule(phase, 2), plan.labels)
+    step = functools.partial(
+        steps.train_step,
+        model=model,
+        tx=tx,
+        plan=plan,
+        start=start,
+        seed=0,
+        batch_norm_train=batch_norm_train,
+        smoothing=0.1,
+        class_weights=jnp.ones(3),
+    )
+    return step, steps.create_state(variables["params"], variables["batch_stats"], tx), plan
+
+
+def same(a, b):
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("freeze_until", CUTS, ids=str)
+def test_frozen_leaves_stay_bitwise_and_trainable_ones_move(freeze_until, options):
+    step, state, plan = step_of(freeze_until, **options)
+    before = state
+    jitted = jax.jit(step)
+    for i in range(3):
+        state, _ = jitted(state, batch_of(i))
+    unchanged = jax.tree.map(same, before.params, state.params)
+    assert jax.tree.map(lambda label: label == "frozen", plan.labels) == unchanged
+    stages = model_and_variables()[0].backbone.stages
+    for i, stage in enumerate(stages):
+        kept = jax.tree.map(same, before.batch_stats["backbone"][stage], state.batch_stats["backbone"][stage])
+        assert set(jax.tree.leaves(kept)) == {i < CUTS[freeze_until]}, stage
+
+
+def test_statistics_stay_where_trainable_stages_run_in_inference_mode():
+    step, state, _ = step_of("block_1", batch_norm_train=False)
+    after, _ = jax.jit(step)(state, batch_of())
+    assert all(jax.tree.leaves(jax.tree.map(same, state.batch_stats, after.batch_stats)))
+
+
+@pytest.mark.parametrize("freeze_until", ["block_1", "all"])
+def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until):
+    _, state, plan = step_of(freeze_until)
+    trainable, _ = freeze.split(state.params, plan.labels)
+    slots = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    wanted = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+    assert sum(leaf.size for leaf in slots) == 2 * wanted
+
+
+def test_decay_spares_norms_and_biases_and_clipping_sees_trainable_leaves_alone():
+    phase = default().finetune
+    phase.update(optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.5, epochs=1)
+    params = {"kernel": jnp.full((2, 2), 2.0), "scale": jnp.full(2, 2.0), "frozen": jnp.full(2, 100.0)}
+    labels = {"kernel": "trainable", "scale": "trainable", "frozen": "frozen"}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), labels)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    assert (float(updates["kernel"][0, 0]), float(updates["scale"][0]), float(updates["frozen"][0])) == (-1.0, 0.0, 0.0)
+    phase.update(weight_decay=0.0, clip_norm=1.0)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), labels)
+    grads = {"kernel": jnp.zeros((2, 2)), "scale": jnp.asarray([3.0, 4.0]), "frozen": jnp.full(2, 1e6)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["scale"], [-0.6, -0.8], rtol=1e-6)
+
+
+def flops(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def test_the_step_of_a_probe_has_no_backward_pass_of_the_base():
+    step, state, _ = step_of("all", clip_norm=1.0)
+    model, variables = model_and_variables()
+    forward = flops(lambda v, x: run_frozen(model, v, x, 0, 5), variables, batch_of()["inputs"])
+    probe = flops(step, state, batch_of())
+    everything = flops(step_of(None)[0], step_of(None)[1], batch_of())
+    assert probe < 1.05 * forward
+    assert everything > 2 * forward
+
+
+@pytest.mark.parametrize("cut", ["block_1", "all"])
+def test_training_from_stored_activations_equals_training_from_images(cut):
+    model, variables = model_and_variables()
+    step, state, plan = step_of(cut)
+    stored = jax.jit(lambda x: run_frozen(model, variables, x, 0, plan.cut))
+    from_images, (_, norm) = jax.jit(step)(state, batch_of())
+    cached_step, state, _ = step_of(cut, start=plan.cut)
+    batch = batch_of() | {"inputs": stored(batch_of()["inputs"])}
+    from_stored, (_, stored_norm) = jax.jit(cached_step)(state, batch)
+    np.testing.assert_allclose(float(norm), float(stored_norm), rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(from_images.batch_stats), jax.tree.leaves(from_stored.batch_stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_masked_rows_change_nothing():
+    step, state, _ = step_of("block_1", batch_norm_train=False)
+    batch = batch_of()
+    other = batch | {"inputs": batch["inputs"].copy(), "label": batch["label"].copy()}
+    other["inputs"][-1] = 255 - other["inputs"][-1]
+    other["label"][-1] = (other["label"][-1] + 1) % 3
+    first, second = (jax.jit(step)(state, b)[0] for b in (batch, other))
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_unknown_stage_is_an_error_that_lists_the_stages():
+    model, variables = model_and_variables()
+    with pytest.raises(
+        ConfigError,
+        match=r"'block_99' is no stage; allowed: 'all', None, Conv1, .*block_2, Conv_1",
+    ):
+        freeze.plan(variables["params"], model.backbone.stages, "block_99")
+    with pytest.raises(ValueError, match="are not"):
+        freeze.plan(variables["params"], model.backbone.stages[:-1], "all")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_schedule_warms_up_and_ends_as_it_says(schedule):
+    phase = default().probe
+    phase.update(epochs=10, learning_rate=0.5, warmup_epochs=2.0, schedule=schedule)
+    rate = optim.make_schedule(phase, steps_per_epoch=5)
+    np.testing.assert_allclose([float(rate(i)) for i in range(10)], 0.05 * np.arange(1, 11), rtol=1e-5)
+    assert float(rate(49)) == pytest.approx(
+        0.5 if schedule == "constant" else 0.5 * 0.5 * (1 + np.cos(np.pi * 39 / 40)), abs=1e-6
+    )
+
+
+def test_losses_equal_the_formula():
+    logits = np.asarray([[0.3, -1.2, 2.0], [1.0, 0.0, -1.0]], np.float32)
+    label = np.asarray([2, 1], np.int32)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(steps.example_losses(logits, label), -logp[[0, 1], label], rtol=1e-6)
+    smooth = 0.7 * np.eye(3)[label] + 0.1
+    np.testing.assert_allclose(steps.example_losses(logits, label, 0.3), -(smooth * logp).sum(1), rtol=1e-6)
+    one = np.asarray([[0.4], [-0.2]], np.float32)
+    p = 1 / (1 + np.exp(-one[:, 0]))
+    target = np.asarray([0.85, 0.15])
+    np.testing.assert_allclose(
+        steps.example_losses(one, np.asarray([1, 0]), 0.3),
+        -(target * np.log(p) + (1 - target) * np.log(1 - p)),
+        rtol=1e-6,
+    )

@@ -1,0 +1,131 @@
+"""MobileNetV2 is Keras' MobileNetV2: live comparison at random weights and random BatchNorm statistics."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+from tltrain import weights
+from tltrain.models import zoo
+from tltrain.models.classifier import Classifier, run_frozen
+
+# alpha: (parameters without top, with the 1000-class top), statistics included, as Keras counts
+PARAMETERS = {
+    0.35: (410_208, 1_691_208),
+    0.5: (706_224, 1_987_224),
+    0.75: (1_382_064, 2_663_064),
+    1.0: (2_257_984, 3_538_984),
+    1.3: (3_766_048, 5_431_048),
+    1.4: (4_363_712, 6_156_712),
+}
+SIZES = [(96, 96), (97, 97), (160, 160), (192, 192), (224, 224), (225, 225), (96, 160)]
+
+
+def name_of(alpha):
+    return "mobilenet_v2" if alpha == 1.0 else f"mobilenet_v2_{alpha}"
+
+
+def random_weights(model, seed):
+    """Random kernels of sane size, and BatchNorm parameters and statistics far from one and zero."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        shape, kind = variable.shape, variable.path.rpartition("/")[2]
+        if kind in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) == 1:
+            value = rng.normal(0, 0.3, shape)
+        else:
+            fan_in = shape[0] * shape[1] if "depthwise" in variable.path else np.prod(shape[:-1])
+            value = rng.normal(0, np.sqrt(2 / fan_in), shape)
+        variable.assign(value.astype(np.float32))
+
+
+def load(path, backbone):
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return weights.load(path, backbone.keras_layers(), shapes).variables
+
+
+def assert_close(ours, theirs):
+    """Within 1e-4 of the largest value."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def keras_model(alpha, size, **options):
+    model = keras.applications.MobileNetV2(weights=None, alpha=alpha, input_shape=(*size, 3), **options)
+    random_weights(model, seed=0)
+    return model
+
+
+# every alpha at one size and every size at one alpha; TLTRAIN_TEST_GRID=1 for all pairs (5 minutes)
+PAIRS = [(alpha, size) for alpha in PARAMETERS for size in SIZES]
+if not os.environ.get("TLTRAIN_TEST_GRID"):
+    PAIRS = [(alpha, size) for alpha, size in PAIRS if alpha == 0.35 or size == (97, 97)]
+
+
+@pytest.mark.parametrize(("alpha", "size"), PAIRS, ids=str)
+def test_middle_block_and_pooled_features_equal_keras(alpha, size, tmp_path):
+    reference = keras_model(alpha, size, include_top=False, pooling="avg")
+    reference.save_weights(tmp_path / "base.weights.h5")
+    middle = keras.Model(reference.input, [reference.get_layer("block_8_add").output, reference.output])
+    backbone = zoo.BACKBONES[name_of(alpha)]()
+    variables = load(tmp_path / "base.weights.h5", backbone)
+    stop = backbone.stages.index("block_8") + 1
+    x = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+    block = jax.jit(lambda x: backbone.apply(variables, x, False, 0, stop))(x)
+    pooled = jax.jit(lambda x: backbone.apply(variables, x, False, stop).mean((1, 2)))(block)
+    for ours, theirs in zip((block, pooled), middle(x, training=False), strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("alpha", PARAMETERS)
+def test_logits_with_top_equal_keras(alpha, tmp_path):
+    reference = keras_model(alpha, (96, 96), classifier_activation=None)
+    reference.save(tmp_path / "top.h5")
+    backbone = zoo.BACKBONES[name_of(alpha)]()
+    variables = load(tmp_path / "top.h5", backbone)
+    kernel, bias = reference.get_layer("predictions").get_weights()
+    model = Classifier(backbone, 1000, 0.0, backbone.pixels)
+    variables = {
+        "params": {"backbone": variables["params"], "head": {"kernel": kernel, "bias": bias}},
+        "batch_stats": {"backbone": variables["batch_stats"]},
+    }
+    images = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 3)).astype(np.uint8)
+    scaled = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
+    assert_close(jax.jit(model.apply)(variables, images), reference(scaled, training=False))
+
+
+@pytest.mark.parametrize("alpha", PARAMETERS)
+def test_parameter_counts(alpha):
+    def count(shapes):
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    model = Classifier(zoo.BACKBONES[name_of(alpha)](), 1000, 0.0, "tf")
+    shapes = zoo.shapes(model)
+    with_top = count(shapes)
+    without = with_top - count(shapes["params"]["head"])
+    assert (without, with_top) == PARAMETERS[alpha]
+    assert set(zoo.BACKBONES) == {name_of(alpha) for alpha in PARAMETERS}
+
+
+@pytest.mark.parametrize("cut", [7, 14, 19])
+def test_frozen_prefix_in_chunks_equals_the_plain_forward_pass(cut):
+    model = Classifier(zoo.BACKBONES["mobilenet_v2_0.35"](), 3, 0.0, "tf")
+    variables = zoo.init(model, 0, None)
+    images = np.random.default_rng(0).integers(0, 256, (12, 96, 96, 3)).astype(np.uint8)
+    chunked = jax.jit(lambda x: run_frozen(model, variables, x, 0, cut))(images)
+    plain = jax.jit(lambda x: model.apply(variables, x, 0, cut, method="run"))(images)
+    assert_close(chunked, plain.mean((1, 2)) if cut == 19 else plain)
+
+
+def test_stage_and_layer_names_are_those_of_keras():
+    backbone = zoo.BACKBONES["mobilenet_v2"]()
+    reference = keras.applications.MobileNetV2(weights=None, include_top=False)
+    weighted = [layer.name for layer in reference.layers if layer.weights]
+    assert [layer.name for layer in backbone.keras_layers()] == weighted
+    blocks = [f"block_{i}" for i in range(1, 17)]
+    assert backbone.stages == ("Conv1", "expanded_conv", *blocks, "Conv_1")

@@ -1,0 +1,51 @@
+"""The rooms stay apart: who may import what, and how long a function may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tltrain"
+# a file imports only files below it in this list
+ORDER = (
+    "main train evaluate inputs features steps optim report tensorboard workdir checkpoint parallel data.pipeline "
+    "data.sources data.preprocess data console models.zoo freeze weights download models.classifier "
+    "models.mobilenet_v2 models.backbone models.layers metrics config errors"
+).split()
+HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint", "absl": "main"}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
+
+
+def module_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def imports_of(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_imports_only_what_lies_below_it(path):
+    module = module_of(path)
+    if not module:
+        return
+    for name in imports_of(ast.parse(path.read_text())):
+        top, _, rest = name.partition(".")
+        if top == "tltrain" and rest in ORDER:
+            assert ORDER.index(rest) > ORDER.index(module), f"{module} imports {rest}"
+        if top in HOMES:
+            assert module.startswith(HOMES[top]), f"{module} imports {top}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 280
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 80, node.name

@@ -1,0 +1,248 @@
+"""The whole loop on a tiny model: what a run leaves behind, and that stopping it anywhere changes nothing."""
+
+import contextlib
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import write_images
+from PIL import Image
+
+from tltrain import train
+from tltrain.checkpoint import Checkpoints
+from tltrain.data import sources
+from tltrain.errors import ConfigError, DataError, DivergedError, TerminatedError, WorkdirError
+from tltrain.models import zoo
+from tltrain.workdir import Clock, Workdir
+
+TIMES = ("seconds", "images_per_second")
+
+
+def run(config, path, **options):
+    return train.run(config.copy_and_resolve_references(), path, Clock(), **options)
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def lines_of(path):
+    return [without_times(json.loads(line)) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def states_of(config, path):
+    """Bytes of every leaf of the newest and the best checkpoint of each phase."""
+    found = {}
+    for folder in sorted((path / "checkpoints").iterdir()):
+        checkpoints = Checkpoints(folder, config.checkpoint.keep)
+        for step in (checkpoints.latest(), checkpoints.best()):
+            restored = checkpoints._manager.restore(step)
+            found[folder.name, step] = json.dumps(restored["state"], default=lambda a: np.asarray(a).tobytes().hex())
+        checkpoints.close()
+    return found
+
+
+def assert_same_run(config, a, b):
+    assert without_times(json.loads((a / "report.json").read_text())) == without_times(
+        json.loads((b / "report.json").read_text())
+    )
+    assert lines_of(a) == lines_of(b)
+    assert states_of(config, a) == states_of(config, b)
+
+
+def test_a_run_leaves_a_whole_record(tiny, tmp_path):
+    tiny.data.splits = ("train[:60%]", "train[60%:80%]", "train[80%:]")
+    tiny.log.tensorboard = True
+    tiny.log.every_steps = 2
+    result = run(tiny, tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {"config.json", "environment.json", "metrics.jsonl", "report.json", "class_names.json"}
+    assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == json.loads(json.dumps(result))
+    for phase, epochs in (("probe", 2), ("finetune", 1)):
+        entry = result["phases"][phase]
+        assert len(entry["history"]) == entry["epochs"] == epochs
+        assert np.asarray(entry["last"]["val"]["confusion"]).sum() == result["num_examples"]["val"]
+        assert {"loss", "accuracy", "auc"} <= set(entry["best"]["val"])
+        assert entry["images_per_second"] > 0
+    assert result["phases"]["probe"]["trainable_parameters"] == 1281
+    assert np.asarray(result["test"]["confusion"]).sum() == result["num_examples"]["test"]
+    assert result["class_counts"]["train"] == {"dark": 11, "light": 18}
+    assert {"data", "features", "compile", "train", "eval"} <= set(result["seconds"])
+
+
+def test_it_learns_what_can_be_learned(tiny, tmp_path):
+    """Light against dark, through a network of random weights that is trained whole."""
+    tiny.probe.epochs = 0
+    tiny.finetune.update(epochs=8, freeze_until=None, learning_rate=3e-3, batch_norm="train")
+    tiny.model.batch_norm_momentum = 0.5
+    result = run(tiny, tmp_path / "run")
+    assert result["chosen"]["val"]["accuracy"] == 1.0
+    assert result["phases"]["finetune"]["last"]["train"]["accuracy"] == 1.0
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
+    first, again = run(tiny, tmp_path / "a"), run(tiny, tmp_path / "b")
+    assert without_times(first) == without_times(again)
+    assert_same_run(tiny, tmp_path / "a", tmp_path / "b")
+    tiny.seed = 1
+    assert run(tiny, tmp_path / "c")["phases"]["probe"]["history"] != first["phases"]["probe"]["history"]
+
+
+def test_features_give_the_same_training_as_images(tiny, tmp_path):
+    """To float32 rounding: the stored activations come from a program compiled apart."""
+    cached = run(tiny, tmp_path / "cached")
+    tiny.features.enabled = "off"
+    plain = run(tiny, tmp_path / "plain")
+    for phase in ("probe", "finetune"):
+        for a, b in zip(cached["phases"][phase]["history"], plain["phases"][phase]["history"], strict=True):
+            assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
+            assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 9, 11, 14])
+def test_a_stopped_and_resumed_run_is_bitwise_that_of_one_never_stopped(tiny, tmp_path, stop_at):
+    """36 training images in batches of 8: 5 steps an epoch, 10 in the probe, 5 in the fine-tune."""
+    tiny.log.every_steps = 2
+    tiny.model.dropout = 0.3
+    tiny.finetune.augment = True
+    run(tiny, tmp_path / "whole")
+    polls = itertools.count(1)  # one a step: the features are there already
+    with pytest.raises(TerminatedError, match="the same command"):
+        run(tiny, tmp_path / "stopped", stop=lambda: next(polls) >= stop_at)
+    run(tiny, tmp_path / "stopped")
+    assert_same_run(tiny, tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_stop_while_features_are_computed_loses_nothing(tiny, tmp_path):
+    with pytest.raises(TerminatedError, match="same command"):
+        run(tiny, tmp_path / "stopped", stop=lambda: True)
+    run(tiny, tmp_path / "stopped")
+    run(tiny, tmp_path / "whole")
+    assert_same_run(tiny, tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_damaged_checkpoint_is_not_used(tiny, tmp_path):
+    tiny.finetune.epochs = 0
+    run(tiny, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    (tmp_path / "damaged" / "report.json").unlink()
+    newest = tmp_path / "damaged" / "checkpoints" / "probe" / "10"
+    data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    run(tiny, tmp_path / "damaged")
+    assert_same_run(tiny, tmp_path / "whole", tmp_path / "damaged")
+
+
+def test_a_finished_run_is_shown_again_and_not_done_again(tiny, tmp_path, capsys):
+    first = run(tiny, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    assert without_times(run(tiny, tmp_path / "run")) == without_times(json.loads(json.dumps(first)))
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "finished" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_with_the_differing_keys(tiny, tmp_path):
+    run(tiny, tmp_path / "run")
+    tiny.probe.learning_rate = 0.5
+    with pytest.raises(ConfigError, match=r"probe.learning_rate: 0.001 -> 0.5"):
+        run(tiny, tmp_path / "run")
+
+
+def test_a_workdir_in_use_or_not_writable_is_refused(tiny, tmp_path):
+    in_use = pytest.raises(WorkdirError, match=r"in use; .* by .* pid \d+")
+    with contextlib.closing(Workdir(tmp_path / "run", tiny)), in_use:
+        run(tiny, tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="cannot write the workdir"):
+        run(tiny, tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_no_such_state_is_saved(tiny, tmp_path):
+    tiny.probe.epochs = 0
+    tiny.finetune.update(epochs=3, freeze_until=None, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"finetune: (loss|gradient) at step \d is (nan|inf); .*lower the learning"):
+        run(tiny, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints" / "finetune").glob("[0-9]*"))
+
+
+def test_corrupt_images_are_reported_and_too_many_stop_the_run(tiny, images, tmp_path, capsys):
+    root = shutil.copytree(images, tmp_path / "copy")
+    tiny.data.update(source=f"folder:{root}", max_corrupt=0.1)
+    broken = sources.load(tiny.data).splits["train"].ids[0]
+    (root / broken).write_bytes(b"broken")
+    result = run(tiny, tmp_path / "run")
+    assert result["num_corrupt"] == {"train": 1, "val": 0}
+    assert sum(map(sum, result["phases"]["probe"]["last"]["val"]["confusion"])) == result["num_examples"]["val"]
+    assert capsys.readouterr().err.count(broken) == 1
+    tiny.data.max_corrupt = 0.0
+    with pytest.raises(DataError, match="cannot be read"):
+        run(tiny, tmp_path / "strict")
+
+
+VARIANTS = {
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "softmax_for_two": {"model.head": "softmax"},
+    "smoothing_and_weights": {"loss.label_smoothing": 0.1, "loss.class_weights": "auto"},
+    "tutorial_pixels": {"data.pixels": "unit"},
+    "best_by_loss": {"checkpoint.best": "loss"},
+    "sgd": {"finetune.optimizer": "sgd", "finetune.clip_norm": 1.0, "finetune.schedule": "cosine"},
+    "nothing_frozen": {"finetune.freeze_until": None, "finetune.batch_norm": "train"},
+    "augmented": {"finetune.augment": True, "probe.augment": True},
+    "pmap": {"parallel": "pmap"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_the_config_runs_to_its_report(tiny, tmp_path, variant):
+    tiny.update_from_flattened_dict(VARIANTS[variant])
+    tiny.probe.epochs = 1
+    result = run(tiny, tmp_path / "run")
+    assert 0 <= result["chosen"]["val"]["accuracy"] <= 1
+    assert np.isfinite(result["phases"]["finetune"]["last"]["val"]["loss"])
+
+
+def test_three_classes_use_softmax(tiny, tmp_path):
+    root = write_images(tmp_path / "three", {"a": 12, "b": 12, "c": 12})
+    tiny.data.source = f"folder:{root}"
+    result = run(tiny, tmp_path / "run")
+    assert np.asarray(result["chosen"]["val"]["confusion"]).shape == (3, 3)
+    assert "auc" not in result["chosen"]["val"]
+    tiny.model.head = "sigmoid"
+    with pytest.raises(ConfigError, match="the data has 3"):
+        run(tiny, tmp_path / "sigmoid")
+
+
+def test_unknown_names_fail_before_data_is_read(tiny, tmp_path):
+    tiny.data.source = "folder:/nowhere"
+    tiny.finetune.freeze_until = "block_99"
+    with pytest.raises(ConfigError, match=r"finetune.freeze_until = 'block_99'"):
+        run(tiny, tmp_path / "run")
+    tiny.model.backbone = "mobilenet_v9"
+    with pytest.raises(ConfigError, match=r"mobilenet_v2_0\.35"):
+        run(tiny, tmp_path / "run")
+
+
+def test_the_deterministic_evaluation_equals_a_plain_loop(tiny, tmp_path):
+    """Accuracy and confusion of the report, recomputed image by image from the checkpoint."""
+    tiny.finetune.epochs = 0
+    result = run(tiny, tmp_path / "run")
+    data = sources.load(tiny.data)
+    model = zoo.create(tiny, 2)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints" / "probe", 2)
+    state = checkpoints._manager.restore(checkpoints.best())["state"]
+    checkpoints.close()
+    confusion = np.zeros((2, 2), int)
+    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
+    for i, label in enumerate(data.splits["val"].labels):
+        with Image.open(f"{tiny.data.source.removeprefix('folder:')}/{data.splits['val'].ids[i]}") as image:
+            pixels = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+        logits = model.apply(variables, pixels[None])
+        confusion[label, int(logits[0, 0] > 0)] += 1
+    assert result["chosen"]["val"]["confusion"] == confusion.tolist()
