@@ -26,6 +26,7 @@ from tltrain.data.sources import Split
 from tltrain.download import cache_dir
 from tltrain.errors import WorkdirError
 from tltrain.models.classifier import Classifier, run_frozen
+from tltrain.models.layers import forward_options
 
 FORMAT = 1  # raise it when the numbers of a store change their meaning
 
@@ -121,7 +122,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _extract(folder, config, model, variables, split, cut, corrupt, base, progress):
-    run = jax.jit(functools.partial(run_frozen, model, start=base.cut if base else 0, stop=cut))
+    run = _compiled(model, base.cut if base else 0, cut)
     variables = jax.device_put({name: variables[name] for name in ("params", "batch_stats")})
     index, mask = pipeline.rows(split.num_examples, config.batch_size)
     if base:
@@ -153,6 +154,12 @@ def _extract(folder, config, model, variables, split, cut, corrupt, base, progre
         with (part / name).open("rb") as file:
             os.fsync(file.fileno())
     part.rename(folder)
+
+
+@functools.cache
+def _compiled(model: Classifier, start: int, cut: int) -> Callable[..., jax.Array]:
+    """`run_frozen`, compiled once for all splits."""
+    return jax.jit(functools.partial(run_frozen, model, start=start, stop=cut), compiler_options=forward_options())
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

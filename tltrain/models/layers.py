@@ -197,3 +197,20 @@ def map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, size: i
         return function(x)
     chunks = lax.map(function, x.reshape(-1, size, *x.shape[1:]))
     return chunks.reshape(len(x), *chunks.shape[2:])
+
+
+@functools.cache
+def forward_options() -> dict[str, str] | None:
+    """Compiler options for a forward pass alone, or None where this XLA does not know them.
+
+    On CPU the products are kept from a library path that is slower for these shapes; a backward pass is better off
+    with the defaults.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(1.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
