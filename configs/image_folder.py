@@ -1,8 +1,8 @@
 """Your own images: one sub-folder a class, named after it, JPEG or PNG of any size.
 
 python -m tltrain.main --config configs/image_folder.py --config.data.source=folder:PATH
-Two CPU cores: about 15 ms an image for the probe, 40 ms an image and epoch for the fine-tune, whose images are augmented.
-The accuracy is that of your images: the table at the end sets it beside the answer "always the largest class".
+Hardware and time: a laptop will do; configs/cats_dogs.py says the seconds for 2,000 images without augmentation.
+Expected: the table at the end sets your accuracy beside the answer "always the largest class".
 """
 
 from tltrain.config import default
