@@ -2,11 +2,16 @@
 
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# equal programs of different tests, workers and subprocesses are compiled once
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="tltrain_xla_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,13 +59,6 @@ def write_images(root: Path, counts: dict[str, int], size=(40, 48)) -> Path:
 def images(tmp_path_factory):
     """A folder of 30 light and 18 dark images."""
     return write_images(tmp_path_factory.mktemp("images"), {"light": 30, "dark": 18})
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _compilation_cache(tmp_path_factory):
-    """Equal programs of different tests are compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 TINY = functools.partial(MobileNetV2, alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6)))

@@ -1,4 +1,4 @@
-"""Eight simulated devices, under `jit` and `pmap`, agree with one. Each run is a process of its own."""
+"""Eight simulated devices, under `jit` and `pmap`, agree with one."""
 
 import json
 import os
@@ -8,36 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from tltrain.config import flatten
+
 SCRIPT = """
 import sys, json
 from pathlib import Path
-from ml_collections import ConfigDict
+import jax
 from conftest import TINY
 from tltrain import config as config_lib, train
 from tltrain.models import zoo
 from tltrain.workdir import Clock
 zoo.BACKBONES["tiny"] = TINY
-config = config_lib.default()
-flat = json.loads(sys.argv[1])
-config.update_from_flattened_dict({key: tuple(v) if isinstance(v, list) else v for key, v in flat.items()})
-print(json.dumps(train.run(config, Path(sys.argv[2]), Clock())["phases"]))
+devices, results = jax.local_devices(), []
+assert len(devices) == 8
+flat = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(sys.argv[1]).items()}
+for count, parallel in ((1, "jit"), (8, "jit"), (8, "pmap")):
+    jax.local_devices = lambda: devices[:count]
+    config = config_lib.default()
+    config.update_from_flattened_dict(flat | {"parallel": parallel})
+    results.append(train.run(config, Path(sys.argv[2]) / f"{parallel}{count}", Clock())["phases"])
+print(json.dumps(results))
 """
-
-
-def run(config, path, devices, parallel):
-    from tltrain.config import flatten
-
-    flat = {**flatten(config), "parallel": parallel, "features.dir": str(path / "features")}
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(flat), str(path / "run")],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_eight_devices_agree_with_one(tiny, tmp_path):
@@ -46,9 +37,17 @@ def test_eight_devices_agree_with_one(tiny, tmp_path):
     tiny.batch_size = 16
     tiny.model.dropout = 0.3
     tiny.finetune.update(batch_norm="train", optimizer="sgd", learning_rate=1e-2, clip_norm=1.0)
-    one = run(tiny, tmp_path / "one", 1, "jit")
-    for parallel in ("jit", "pmap"):
-        eight = run(tiny, tmp_path / parallel, 8, parallel)
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(flatten(tiny)), str(tmp_path)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, *others = json.loads(done.stdout.splitlines()[-1])
+    for eight in others:
         for phase in one:
             for a, b in zip(one[phase]["history"], eight[phase]["history"], strict=True):
                 assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)

@@ -1,5 +1,8 @@
 """Checkpoints of one phase: the newest few and the best, by Orbax, each with a manifest of its files.
 
+A state is stored as `{name: array}`, `name` the path of a leaf such as `params.head.kernel`. Leaves that never change
+are stored once, in `frozen/`, so a checkpoint of a probe is as small as its head.
+
 Orbax survives a kill at any time; it does not notice a flipped bit, so a checkpoint counts from the moment its
 manifest (sha256 of every file) is written, and one that does not match is never used.
 """
@@ -11,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -18,12 +23,15 @@ from tltrain.errors import WeightsError
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+_FROZEN = "frozen"
+
 
 class Checkpoints:
     """The checkpoints below `folder`, by step. The best one has the largest `score`, the earliest of equals."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self._folder = folder.resolve()
+    def __init__(self, folder: Path, keep: int, frozen: tuple[str, ...]) -> None:
+        """Leaves whose name starts with one of `frozen` are taken to be the same at every step."""
+        self._folder, self._frozen = folder.resolve(), frozen
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sound = self._verify()
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=_rank, n=1)])
@@ -33,21 +41,31 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float) -> None:
-        """Stores `state` (a tree of host arrays) and `record` (JSON) under `step`; older ones beyond `keep` go.
+        """Stores `state`, a tree of arrays, and `record` (JSON) under `step`; older ones beyond `keep` go.
 
         Raises:
             WeightsError: the disk is full or cannot be written; earlier checkpoints stay.
         """
+        leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+        frozen = {name for name in leaves if name.startswith(self._frozen)}
+        moving = jax.device_get({name: leaf for name, leaf in leaves.items() if name not in frozen})
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+            if frozen and not self._manifest(_FROZEN).exists():
+                self._save_frozen(jax.device_get({name: leaves[name] for name in frozen}))
+            args = ocp.args.Composite(state=ocp.args.StandardSave(moving), record=ocp.args.JsonSave(record))
             self._manager.save(step, args=args, metrics={"score": score, "step": step}, force=True)
             self._manager.wait_until_finished()
-            self._write_manifest(step)
+            self._write_manifest(str(step))
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"cannot save step {step}; {error}; at {self._folder}; free space and start again"
             ) from error
         self._sound.append(step)
+
+    def _save_frozen(self, leaves):
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self._folder / _FROZEN, leaves, force=True)
+        self._write_manifest(_FROZEN)
 
     def latest(self) -> int | None:
         """The newest sound step."""
@@ -57,17 +75,21 @@ class Checkpoints:
         """The sound step of the highest score, the earliest of equals."""
         return max(self._steps(), key=lambda step: _rank(self._manager.metrics(step)), default=None)
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """`(state, record)` of `step`; `like` gives the shapes and dtypes, and host arrays come back."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
+    def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Every leaf of the state by its name, and the record, of `step`."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
+            frozen = {}
+            if self._manifest(_FROZEN).exists():
+                with ocp.StandardCheckpointer() as checkpointer:
+                    frozen = checkpointer.restore(self._folder / _FROZEN)
         except (OSError, ValueError, KeyError) as error:
             line = str(error).strip().splitlines()[0]
             raise WeightsError(
                 f"cannot restore step {step}; {line}; at {self._folder}; start in a new workdir"
             ) from error
-        return restored["state"], restored["record"]
+        return restored["state"] | frozen, restored["record"]
 
     def close(self) -> None:
         """Ends the threads of Orbax."""
@@ -76,34 +98,57 @@ class Checkpoints:
     def _steps(self):
         return [step for step in self._manager.all_steps() if step in self._sound]
 
-    def _manifest(self, step):
-        return self._folder / f"manifest_{step}.json"
+    def _manifest(self, name: str):
+        return self._folder / f"manifest_{name}.json"
 
-    def _write_manifest(self, step):
-        part = self._folder / f"manifest_{step}.part"
+    def _write_manifest(self, name: str):
+        part = self._folder / f"manifest_{name}.part"
         with part.open("w") as file:
-            json.dump(_hashes(self._folder / str(step)), file)
+            json.dump(_hashes(self._folder / name), file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self._manifest(step))
+        part.replace(self._manifest(name))
         for path in self._folder.glob("manifest_*.json"):
             if not (self._folder / path.stem.removeprefix("manifest_")).is_dir():
                 path.unlink()
 
     def _verify(self) -> list[int]:
-        """The steps whose files are those of their manifest; the folders of others are removed or set aside."""
+        """The steps whose files are those of their manifest; other folders are set aside, all if `frozen/` is one."""
+        broken = (self._folder / _FROZEN).is_dir() and not self._is_sound(_FROZEN)
         sound = []
         for folder in self._folder.iterdir():
-            if not folder.name.isdigit():
-                continue
-            manifest = self._manifest(int(folder.name))
-            if manifest.is_file() and json.loads(manifest.read_text()) == _hashes(folder):
+            if folder.name.isdigit() and not broken and self._is_sound(folder.name):
                 sound.append(int(folder.name))
-            else:
+            elif folder.name.isdigit() or (broken and folder.name == _FROZEN):
+                manifest = self._manifest(folder.name)
                 kind = "damaged" if manifest.is_file() else "unfinished"
                 folder.rename(folder.with_name(f"{kind}_{folder.name}_{os.getpid()}"))
                 manifest.unlink(missing_ok=True)
         return sound
+
+    def _is_sound(self, name: str) -> bool:
+        manifest = self._manifest(name)
+        return manifest.is_file() and json.loads(manifest.read_text()) == _hashes(self._folder / name)
+
+
+def with_leaves(tree: Any, leaves: dict[str, np.ndarray]) -> Any:
+    """`tree` with its leaves taken from `leaves` by name.
+
+    Raises:
+        WeightsError: names or shapes differ.
+    """
+
+    def take(path, like):
+        name = _name(path)
+        if name not in leaves or leaves[name].shape != like.shape:
+            raise WeightsError(f"the checkpoint does not fit the model; at {name}; start in a new workdir")
+        return np.asarray(leaves[name], like.dtype)
+
+    return jax.tree_util.tree_map_with_path(take, tree)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _rank(metrics):

@@ -55,6 +55,11 @@ def plan(params: Any, stages: Sequence[str], freeze_until: str | None) -> Plan:
     return Plan(index, labels)
 
 
+def prefixes(stages: Sequence[str], cut: int) -> tuple[str, ...]:
+    """How the names of the leaves of a `TrainState` begin that never change when the first `cut` stages are frozen."""
+    return tuple(f"{part}.backbone.{stage}." for part in ("params", "batch_stats") for stage in stages[:cut])
+
+
 def split(tree: Any, labels: Any) -> tuple[Any, Any]:
     """`(trainable, frozen)`: two trees like `tree`, with None where a leaf belongs to the other."""
     trainable = jax.tree.map(lambda leaf, label: leaf if label == "trainable" else None, tree, labels)

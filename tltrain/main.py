@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import tltrain
-from tltrain import config, train
+from tltrain import config, download, parallel, train
 from tltrain.errors import ConfigError, TltrainError
 from tltrain.workdir import Clock
 
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
     try:
         experiment = parse(argv)
         workdir = Path(_WORKDIR.value or Path("runs") / Path(_config_path(argv)).stem)
+        parallel.cache_compilations(download.cache_dir() / "xla")
         with _stop_signals() as stop:
             train.run(experiment, workdir, clock, stop)
         return 0

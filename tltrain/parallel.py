@@ -4,7 +4,12 @@ A state is replicated, a batch is divided along its first axis. Batches and resu
 """
 
 import collections
+import contextlib
+import hashlib
+import os
+import platform
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +17,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tltrain.errors import ConfigError
+
+
+def cache_compilations(folder: Path) -> None:
+    """Keeps compiled programs below `folder` for later processes, apart for each kind of processor.
+
+    Where `$JAX_COMPILATION_CACHE_DIR` is set, that folder is used as it is.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        with contextlib.suppress(OSError):  # no folder, no cache: only time is lost
+            (folder / _processor()).mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder / _processor()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _processor() -> str:
+    """Names the instructions of this processor: a program compiled for others must not be loaded."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
 
 
 def make_mesh(batch_size: int) -> Mesh:

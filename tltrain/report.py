@@ -105,11 +105,11 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     rows = []
     for name, phase in report["phases"].items():
         best, last = phase["best"], phase["last"]
-        row = [name, f"{best['epoch']} of {phase['epochs']}"]
+        row = [name, f"{best['epoch']}/{phase['epochs']}"]
         row += [number(best["val"].get(key)) for key in ("loss", "accuracy", "auc")]
         row += [number(last["val"]["accuracy"]), f"{phase['images_per_second']:.0f}", f"{phase['seconds']:.1f}"]
         rows.append(row)
-    columns = ["phase", "best epoch", "loss", "accuracy", "AUC", "last epoch", "img/s", "seconds"]
+    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
     console.say("")
     console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
     chosen, counts = report["chosen"], report["class_counts"]["val"]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import console, download, evaluate, freeze, metrics, optim, parallel, report, steps, weights
-from tltrain.checkpoint import Checkpoints
+from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import DivergedError, TerminatedError
 from tltrain.inputs import Inputs, SplitInputs
@@ -133,9 +133,11 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
-    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep)) as checkpoints:
+    frozen = freeze.prefixes(run.model.backbone.stages, plan.cut)
+    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, frozen)) as checkpoints:
         if (latest := checkpoints.latest()) is not None:
-            state, record = checkpoints.restore(latest, state)
+            leaves, record = checkpoints.restore(latest)
+            state = with_leaves(state, leaves)
             run.clock.resume(record["clock"])
         phase = Phase(name, config, plan, schedule, tx, per_epoch, checkpoints, record)
         run.work.rewind_metrics(name, int(state.step))
@@ -145,7 +147,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
             _train(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
-        state, _ = checkpoints.restore(best, state)
+        state = with_leaves(state, checkpoints.restore(best)[0])
     result = report.phase_result(config, record, best, num_images, state.params, plan)
     return {"params": state.params, "batch_stats": state.batch_stats}, result
 
@@ -175,7 +177,7 @@ def _train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
         console.say(report.epoch_line(entry, phase.config.epochs, rate))
         score = scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
-        phase.checkpoints.save(step, jax.device_get(state), phase.record, score)
+        phase.checkpoints.save(step, state, phase.record, score)
 
 
 def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
@@ -228,7 +230,7 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
                 update(i + 1, report.progress_note(total.summary(), rate))
             if save and not last:
                 phase.record.update(partial=total.state(), clock=run.clock.total())
-                phase.checkpoints.save(step, jax.device_get(state), phase.record, score=-1e30)
+                phase.checkpoints.save(step, state, phase.record, score=-1e30)
             if stop:
                 raise TerminatedError(
                     f"stopped at {phase.name} step {step}; saved in {run.work.path}; the same command goes on"
