@@ -103,15 +103,17 @@ def test_features_give_the_same_training_as_images(tiny, tmp_path):
             assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5, 9, 11, 14])
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 7, 10, 14, 18])
 def test_a_stopped_and_resumed_run_is_bitwise_that_of_one_never_stopped(tiny, tmp_path, stop_at):
-    """36 training images in batches of 8: 5 steps an epoch, 10 in the probe, 5 in the fine-tune."""
+    """36 training and 12 val images in batches of 8: polled 5 times an epoch and 2 in its evaluation, for 3 epochs."""
     tiny.log.every_steps = 2
     tiny.model.dropout = 0.3
     tiny.finetune.augment = True
     run(tiny, tmp_path / "whole")
-    polls = itertools.count(1)  # one a step: the features are there already
-    with pytest.raises(TerminatedError, match="the same command"):
+    polls = itertools.count(1)  # the features are there already
+    step = stop_at // 7 * 5 + min(stop_at % 7, 5)
+    phase, step = ("probe", step) if step <= 10 else ("finetune", step - 10)
+    with pytest.raises(TerminatedError, match=f"stopped at {phase} step {step}; .*the same command"):
         run(tiny, tmp_path / "stopped", stop=lambda: next(polls) >= stop_at)
     run(tiny, tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")

@@ -52,6 +52,9 @@ class Checkpoints:
         try:
             if frozen and not self._manifest(_FROZEN).exists():
                 self._save_frozen(jax.device_get({name: leaves[name] for name in frozen}))
+            if step in self._manager.all_steps():  # stopped there before it was evaluated
+                self._manifest(str(step)).unlink()
+                self._manager.delete(step)
             args = ocp.args.Composite(state=ocp.args.StandardSave(moving), record=ocp.args.JsonSave(record))
             self._manager.save(step, args=args, metrics={"score": score, "step": step}, force=True)
             self._manager.wait_until_finished()
@@ -60,7 +63,7 @@ class Checkpoints:
             raise WeightsError(
                 f"cannot save step {step}; {error}; at {self._folder}; free space and start again"
             ) from error
-        self._sound.append(step)
+        self._sound.add(step)
 
     def _save_frozen(self, leaves):
         with ocp.StandardCheckpointer() as checkpointer:
@@ -112,13 +115,13 @@ class Checkpoints:
             if not (self._folder / path.stem.removeprefix("manifest_")).is_dir():
                 path.unlink()
 
-    def _verify(self) -> list[int]:
+    def _verify(self) -> set[int]:
         """The steps whose files are those of their manifest; other folders are set aside, all if `frozen/` is one."""
         broken = (self._folder / _FROZEN).is_dir() and not self._is_sound(_FROZEN)
-        sound = []
+        sound = set()
         for folder in self._folder.iterdir():
             if folder.name.isdigit() and not broken and self._is_sound(folder.name):
-                sound.append(int(folder.name))
+                sound.add(int(folder.name))
             elif folder.name.isdigit() or (broken and folder.name == _FROZEN):
                 manifest = self._manifest(folder.name)
                 kind = "damaged" if manifest.is_file() else "unfinished"

@@ -22,10 +22,11 @@ def over(
     split: str,
     mesh: Mesh,
     config: ConfigDict,
-) -> dict[str, Any]:
+    stop: Callable[[], bool],
+) -> dict[str, Any] | None:
     """`loss` in nats, `accuracy`, `confusion` (true class first), `auc` (two classes) of `variables` over `split`.
 
-    `eval_step` is `steps.eval_step`, compiled for the shapes of `inputs`.
+    `eval_step` is `steps.eval_step`, compiled for the shapes of `inputs`. None where `stop()` became true on the way.
     """
     examples = data.splits[split]
     total = metrics.Total(len(data.class_names))
@@ -41,6 +42,8 @@ def over(
             scores[index] = metrics.binary_score(logits)[mask]
             counted[index] = True
             update(done)
+            if stop():
+                return None
     assert total.count == counted.sum(), "every example is counted exactly once"
     result = total.summary() | {"confusion": total.confusion.tolist()}
     if len(data.class_names) == 2:

@@ -1,61 +1,25 @@
-"""The training loop: `run` reads like the life of an experiment, from its config to its report."""
+"""The life of an experiment, from its config to its report."""
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, evaluate, freeze, metrics, optim, parallel, report, steps, weights
+from tltrain import console, download, evaluate, freeze, loop, optim, parallel, report, steps, weights
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
-from tltrain.errors import DivergedError, TerminatedError
-from tltrain.inputs import Inputs, SplitInputs
+from tltrain.errors import TerminatedError
+from tltrain.inputs import Inputs
+from tltrain.loop import Phase, Run
 from tltrain.models import zoo
-from tltrain.models.classifier import Classifier
 from tltrain.tensorboard import Scalars
 from tltrain.workdir import Clock, Workdir
-
-
-class Run(NamedTuple):
-    """What the phases of one run share."""
-
-    config: ConfigDict
-    work: Workdir
-    data: sources.Data
-    model: Classifier
-    mesh: Mesh
-    inputs: Inputs
-    scalars: Scalars
-    clock: Clock
-    stop: Callable[[], bool]
-
-
-class Phase(NamedTuple):
-    """One phase: its config, what is frozen, its learning rate, its checkpoints, and the record these carry."""
-
-    name: str
-    config: ConfigDict
-    plan: freeze.Plan
-    schedule: optax.Schedule
-    tx: optax.GradientTransformation
-    steps_per_epoch: int
-    checkpoints: Checkpoints
-    record: dict[str, Any]
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole phase."""
-        return self.config.epochs * self.steps_per_epoch
 
 
 def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -141,124 +105,15 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
             run.clock.resume(record["clock"])
         phase = Phase(name, config, plan, schedule, tx, per_epoch, checkpoints, record)
         run.work.rewind_metrics(name, int(state.step))
-        if state.step < phase.num_steps:
+        if len(record["history"]) < config.epochs:
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
             report.show_parameters(variables["params"], run.model.backbone.stages, plan.cut)
-            _train(run, phase, state)
+            loop.train(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
     result = report.phase_result(config, record, best, num_images, state.params, plan)
     return {"params": state.params, "batch_stats": state.batch_stats}, result
-
-
-def _train(run: Run, phase: Phase, state: steps.TrainState) -> None:
-    """The epochs from `state` on: train, evaluate on val, record, save."""
-    frozen = {"params": state.params, "batch_stats": state.batch_stats}
-    train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
-    train_step, eval_step = _compile(run, phase, state, train, val)
-    state = parallel.replicate(state, run.mesh)
-    for epoch in range(int(state.step) // phase.steps_per_epoch, phase.config.epochs):
-        first, started = int(state.step) % phase.steps_per_epoch, time.perf_counter()
-        state, total = _train_epoch(run, phase, train_step, train, state, epoch)
-        passed = time.perf_counter() - started
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        with run.clock("eval"):
-            scores = evaluate.over(eval_step, variables, val, run.data, "val", run.mesh, run.config)
-        step = int(state.step)
-        entry = {"phase": phase.name, "epoch": epoch + 1, "step": step, "train": total.summary(), "val": scores}
-        _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch + 1}")
-        phase.record["history"].append(entry)
-        phase.record.update(partial=None, seconds=phase.record["seconds"] + passed, clock=run.clock.total())
-        run.work.append_metrics(entry | {"seconds": passed})
-        run.scalars.write(
-            phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
-        )
-        rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
-        console.say(report.epoch_line(entry, phase.config.epochs, rate))
-        score = scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
-        phase.checkpoints.save(step, state, phase.record, score)
-
-
-def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
-    config, size = run.config, run.config.batch_size
-    step = functools.partial(
-        steps.train_step,
-        model=run.model,
-        tx=phase.tx,
-        plan=phase.plan,
-        start=train.start,
-        seed=config.seed,
-        batch_norm_train=phase.config.batch_norm == "train",
-        smoothing=config.loss.label_smoothing,
-        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
-    )
-    val_step = functools.partial(steps.eval_step, model=run.model, start=val.start)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    console.say("Compiling the training and evaluation steps ...")
-    with run.clock("compile"):
-        shapes = train.batch_shapes(size)
-        compiled = parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
-        shapes = val.batch_shapes(size)
-        return compiled, parallel.compile_step(val_step, variables, shapes, run.mesh, config.parallel, per_example=True)
-
-
-def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):
-    """Steps to the end of `epoch`, also from its middle; returns the state and the totals of the whole epoch."""
-    first = int(state.step) - epoch * phase.steps_per_epoch
-    begun = phase.record["partial"]
-    total = metrics.Total.from_state(begun) if begun else metrics.Total(len(run.data.class_names))
-    pending: list[Any] = []
-    batches = parallel.prefetch(train.batches(epoch, first), run.mesh, run.config.parallel)
-    title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
-    started, shown = time.perf_counter(), time.perf_counter()
-    with console.progress(title, phase.steps_per_epoch, first) as update:
-        for i in range(first, phase.steps_per_epoch):
-            with run.clock("data"):
-                batch = next(batches)
-            with run.clock("train"):
-                state, step_metrics = train_step(state, batch)
-            pending.append(step_metrics)
-            step, stop = epoch * phase.steps_per_epoch + i + 1, run.stop()
-            save = stop or (run.config.checkpoint.every_steps and step % run.config.checkpoint.every_steps == 0)
-            last = i + 1 == phase.steps_per_epoch
-            if save or last or step % run.config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
-                with run.clock("train"):
-                    _drain(run, phase, pending, total, step)
-                shown = time.perf_counter()
-                rate = (i + 1 - first) * run.config.batch_size / (shown - started)
-                update(i + 1, report.progress_note(total.summary(), rate))
-            if save and not last:
-                phase.record.update(partial=total.state(), clock=run.clock.total())
-                phase.checkpoints.save(step, state, phase.record, score=-1e30)
-            if stop:
-                raise TerminatedError(
-                    f"stopped at {phase.name} step {step}; saved in {run.work.path}; the same command goes on"
-                )
-    return state, total
-
-
-def _drain(run, phase, pending, total, last_step):
-    """Fetches the metrics of finished steps, adds them up, logs those that are due, stops at one that is not finite."""
-    first_step = last_step - len(pending) + 1
-    for step, (counted, grad_norm) in enumerate(jax.device_get(pending), first_step):
-        _check_finite(float(counted.loss), f"{phase.name}: loss at step {step}")
-        _check_finite(float(grad_norm), f"{phase.name}: gradient at step {step}")
-        total.add(counted)
-        if step % run.config.log.every_steps == 0:
-            one = metrics.Total(len(run.data.class_names))
-            one.add(counted)
-            scalars = one.summary() | {"grad_norm": float(grad_norm), "learning_rate": float(phase.schedule(step - 1))}
-            run.work.append_metrics({"phase": phase.name, "step": step, **scalars})
-            run.scalars.write(phase.name, step, {f"step/{key}": value for key, value in scalars.items()})
-    pending.clear()
-
-
-def _check_finite(value, what):
-    if not np.isfinite(value):
-        raise DivergedError(
-            f"{what} is {value}; checkpoints before it are kept; lower the learning rate, add warm-up or clip_norm"
-        )
 
 
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
@@ -273,7 +128,11 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
             shapes = test.batch_shapes(run.config.batch_size)
             eval_step = parallel.compile_step(step, variables, shapes, run.mesh, run.config.parallel, per_example=True)
         with run.clock("eval"):
-            result["test"] = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config)
+            result["test"] = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config, run.stop)
+        if result["test"] is None:
+            raise TerminatedError(
+                f"stopped while test was evaluated; all else is in {run.work.path}; the same command goes on"
+            )
     result["num_corrupt"] = run.inputs.num_corrupt()
     result["seconds"] = {part: round(seconds, 2) for part, seconds in run.clock.total().items()}
     return result

@@ -1,0 +1,180 @@
+"""The steps of one phase: train an epoch, evaluate it, record it, save it; stop anywhere and lose nothing."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tltrain import console, evaluate, freeze, metrics, parallel, report, steps
+from tltrain.checkpoint import Checkpoints
+from tltrain.data import sources
+from tltrain.errors import DivergedError, TerminatedError
+from tltrain.inputs import Inputs, SplitInputs
+from tltrain.models.classifier import Classifier
+from tltrain.tensorboard import Scalars
+from tltrain.workdir import Clock, Workdir
+
+
+class Run(NamedTuple):
+    """What the phases of one run share."""
+
+    config: ConfigDict
+    work: Workdir
+    data: sources.Data
+    model: Classifier
+    mesh: Mesh
+    inputs: Inputs
+    scalars: Scalars
+    clock: Clock
+    stop: Callable[[], bool]
+
+
+class Phase(NamedTuple):
+    """One phase: its config, what is frozen, its learning rate, its checkpoints, and the record these carry."""
+
+    name: str
+    config: ConfigDict
+    plan: freeze.Plan
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    steps_per_epoch: int
+    checkpoints: Checkpoints
+    record: dict[str, Any]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole phase."""
+        return self.config.epochs * self.steps_per_epoch
+
+
+def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
+    """The epochs from `state` on: train, evaluate on val, record, save.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite.
+        TerminatedError: `run.stop()` was true; the state is saved.
+    """
+    frozen = {"params": state.params, "batch_stats": state.batch_stats}
+    train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
+    train_step, eval_step = _compile(run, phase, state, train, val)
+    state = parallel.replicate(state, run.mesh)
+    for epoch in range(len(phase.record["history"]), phase.config.epochs):
+        first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
+        state, total = _train_epoch(run, phase, train_step, train, state, epoch)
+        passed = time.perf_counter() - started
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        with run.clock("eval"):
+            scores = evaluate.over(eval_step, variables, val, run.data, "val", run.mesh, run.config, run.stop)
+        if scores is None:
+            _stop(run, phase, state, total)
+        step = int(state.step)
+        entry = {"phase": phase.name, "epoch": epoch + 1, "step": step, "train": total.summary(), "val": scores}
+        _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch + 1}")
+        phase.record["history"].append(entry)
+        phase.record.update(partial=None, seconds=phase.record["seconds"] + passed, clock=run.clock.total())
+        run.work.append_metrics(entry | {"seconds": passed})
+        run.scalars.write(
+            phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
+        )
+        rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
+        console.say(report.epoch_line(entry, phase.config.epochs, rate))
+        score = scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
+        phase.checkpoints.save(step, state, phase.record, score)
+
+
+def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
+    config, size = run.config, run.config.batch_size
+    step = functools.partial(
+        steps.train_step,
+        model=run.model,
+        tx=phase.tx,
+        plan=phase.plan,
+        start=train.start,
+        seed=config.seed,
+        batch_norm_train=phase.config.batch_norm == "train",
+        smoothing=config.loss.label_smoothing,
+        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
+    )
+    val_step = functools.partial(steps.eval_step, model=run.model, start=val.start)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    console.say("Compiling the training and evaluation steps ...")
+    with run.clock("compile"):
+        shapes = train.batch_shapes(size)
+        compiled = parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
+        shapes = val.batch_shapes(size)
+        return compiled, parallel.compile_step(val_step, variables, shapes, run.mesh, config.parallel, per_example=True)
+
+
+def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):
+    """Steps to the end of `epoch`, also from its middle; returns the state and the totals of the whole epoch."""
+    first = int(state.step) - epoch * phase.steps_per_epoch
+    begun = phase.record["partial"]
+    total = metrics.Total.from_state(begun) if begun else metrics.Total(len(run.data.class_names))
+    pending: list[Any] = []
+    batches = parallel.prefetch(train.batches(epoch, first), run.mesh, run.config.parallel)
+    title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
+    started, shown = time.perf_counter(), time.perf_counter()
+    with console.progress(title, phase.steps_per_epoch, first) as update:
+        for i in range(first, phase.steps_per_epoch):
+            with run.clock("data"):
+                batch = next(batches)
+            with run.clock("train"):
+                state, step_metrics = train_step(state, batch)
+            pending.append(step_metrics)
+            step, stop = epoch * phase.steps_per_epoch + i + 1, run.stop()
+            last = i + 1 == phase.steps_per_epoch
+            every = run.config.checkpoint.every_steps
+            save = every and step % every == 0 and not last
+            if save or stop or last or step % run.config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
+                with run.clock("train"):
+                    _drain(run, phase, pending, total, step)
+                shown = time.perf_counter()
+                rate = (i + 1 - first) * run.config.batch_size / (shown - started)
+                update(i + 1, report.progress_note(total.summary(), rate))
+            if stop:
+                _stop(run, phase, state, total)
+            if save:
+                _save_within_epoch(run, phase, state, total)
+    return state, total
+
+
+def _save_within_epoch(run, phase, state, total):
+    """A checkpoint that is not evaluated: it counts as the newest, never as the best."""
+    phase.record.update(partial=total.state(), clock=run.clock.total())
+    phase.checkpoints.save(int(state.step), state, phase.record, score=-1e30)
+
+
+def _stop(run, phase, state, total) -> NoReturn:
+    _save_within_epoch(run, phase, state, total)
+    where = f"{phase.name} step {int(state.step)}"
+    raise TerminatedError(f"stopped at {where}; saved in {run.work.path}; the same command goes on")
+
+
+def _drain(run, phase, pending, total, last_step):
+    """Fetches the metrics of finished steps, adds them up, logs those that are due, stops at one that is not finite."""
+    first_step = last_step - len(pending) + 1
+    for step, (counted, grad_norm) in enumerate(jax.device_get(pending), first_step):
+        _check_finite(float(counted.loss), f"{phase.name}: loss at step {step}")
+        _check_finite(float(grad_norm), f"{phase.name}: gradient at step {step}")
+        total.add(counted)
+        if step % run.config.log.every_steps == 0:
+            one = metrics.Total(len(run.data.class_names))
+            one.add(counted)
+            scalars = one.summary() | {"grad_norm": float(grad_norm), "learning_rate": float(phase.schedule(step - 1))}
+            run.work.append_metrics({"phase": phase.name, "step": step, **scalars})
+            run.scalars.write(phase.name, step, {f"step/{key}": value for key, value in scalars.items()})
+    pending.clear()
+
+
+def _check_finite(value, what):
+    if not np.isfinite(value):
+        raise DivergedError(
+            f"{what} is {value}; checkpoints before it are kept; lower the learning rate, add warm-up or clip_norm"
+        )
