@@ -60,11 +60,12 @@ def run(config, *arguments, cwd=None):
 
 
 def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_ends(images, tmp_path):
-    """kill -9 when a file appears: a store of features, the first checkpoints of either phase, a line of metrics."""
+    """kill -9 when a file appears: a store of features half made, the first checkpoints of either phase."""
     config = write_config(tmp_path, images)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     points = [
         lambda: (killed / "config.json").exists(),
+        lambda: any((tmp_path / "features").glob("*.part/rows.npy")),
         lambda: (killed / "checkpoints" / "probe").is_dir() and any((killed / "checkpoints" / "probe").glob("*tmp*")),
         lambda: (killed / "checkpoints" / "probe" / "manifest_6.json").exists(),
         lambda: (killed / "checkpoints" / "finetune").is_dir(),

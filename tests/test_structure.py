@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a file imports only files below it in this list
 ORDER = (
-    "main train loop evaluate inputs features steps optim report tensorboard workdir checkpoint parallel data.pipeline "
-    "data.sources data.preprocess data console models.zoo freeze weights download models.classifier "
+    "main train loop evaluate inputs features store steps optim report tensorboard workdir checkpoint parallel "
+    "data.pipeline data.sources data.preprocess data console models.zoo freeze weights download models.classifier "
     "models.mobilenet_v2 models.backbone models.layers metrics config errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint", "absl": "main"}

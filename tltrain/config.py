@@ -53,6 +53,8 @@ def default() -> ConfigDict:
 
     config.features = features = ConfigDict()
     features.enabled = "auto"  # "auto" | "on" | "off": compute frozen stages once and store their activations
+    features.dtype = "model"  # "model": as the activations are | "bfloat16": half the space, rounded
+    features.augment_views = 0  # augmented views stored of each training image, used in turn by epoch; 0: none
     features.dir = ""  # where they are stored; "": below the cache folder of tltrain
 
     config.checkpoint = checkpoint = ConfigDict()
@@ -146,6 +148,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.label_smoothing": _number(0, 0.99),
     "loss.class_weights": _WEIGHT_OF_CLASS,
     "features.enabled": _one_of("auto", "on", "off"),
+    "features.dtype": _one_of("model", "bfloat16"),
+    "features.augment_views": _number(0, math.inf, integer=True),
     "features.dir": _TEXT,
     "checkpoint.every_steps": _number(0, math.inf, integer=True),
     "checkpoint.keep": _number(1, math.inf, integer=True),
@@ -226,8 +230,11 @@ def _conflicts(config) -> list[str]:
             problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with adam; use adamw for decay")
         if phase.warmup_epochs > phase.epochs > 0:
             problems.append(f"{name}.warmup_epochs = {phase.warmup_epochs}, allowed: at most {name}.epochs")
-        if config.features.enabled == "on" and phase.augment and phase.epochs:
-            problems.append(f"features.enabled = 'on' and {name}.augment = True, allowed: one of them")
+        if config.features.enabled == "on" and not config.features.augment_views and phase.augment and phase.epochs:
+            problems.append(
+                f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
+                "or both with features.augment_views > 0"
+            )
     if config.data.source.startswith("folder:") and config.data.data_dir:
         problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")
     return problems

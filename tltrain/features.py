@@ -1,168 +1,271 @@
 """The feature cache: what a frozen prefix makes of each example is computed once, stored, and read back by every run.
 
-A store is a folder named by a hash of all that its numbers depend on: the frozen variables themselves, the pixels'
-way to them, and the examples. It appears under its final name when it is whole.
+A store is named by a hash of all that its numbers depend on: the frozen variables themselves, the pixels' way to them,
+and the examples. `python -m tltrain.features --list` shows what is stored, `--clear` frees it.
 """
 
+import argparse
+import collections
 import contextlib
 import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain.data import pipeline
+from tltrain import console, parallel, store
+from tltrain.data import begin_import, pipeline
+from tltrain.data.preprocess import Augment
 from tltrain.data.sources import Split
 from tltrain.download import cache_dir
 from tltrain.errors import WorkdirError
+from tltrain.models import zoo
 from tltrain.models.classifier import Classifier, run_frozen
 from tltrain.models.layers import forward_options
 
-FORMAT = 1  # raise it when the numbers of a store change their meaning
+FORMAT = 2  # raise it when the numbers or the files of a store change their meaning
 
 
-@dataclass(frozen=True)
-class Store:
-    """Activations before stage `cut` of every example: `inputs` `[N, ...]` memory-mapped, `readable` bool `[N]`."""
+class NoSpaceError(WorkdirError):
+    """A store does not fit the disk."""
 
+
+class Wanted(NamedTuple):
+    """A store that a phase wants: activations before stage `cut` of every example of `split`.
+
+    `augment` is None for plain images; else `view` counts the augmented views, drawn as those of epoch `view` are.
+    """
+
+    split: Split
     cut: int
-    inputs: np.ndarray
-    readable: np.ndarray
-
-
-Progress = Callable[[int, int], None]
+    augment: Augment | None = None
+    view: int = 0
 
 
 def directory(config: ConfigDict) -> Path:
     """Where the stores of `config` lie."""
-    return Path(config.features.dir) if config.features.dir else cache_dir() / "features"
+    return Path(config.features.dir).expanduser() if config.features.dir else cache_dir() / "features"
 
 
 def ensure(
     config: ConfigDict,
     model: Classifier,
     variables: dict,
-    split: Split,
-    cut: int,
+    wanted: Wanted,
+    base: tuple[int, store.Store] | None,
     corrupt: pipeline.Corrupt,
-    base: Store | None,
-    progress: Progress,
-) -> Store:
-    """The store of `split` at `cut`, computed if it is not there yet.
+    mesh: Mesh,
+    progress: Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]],
+) -> store.Store:
+    """The store that is wanted, computed as far as it is not there yet.
 
     Args:
         config: of the run.
         model: its classifier.
         variables: `params` and `batch_stats` that hold the frozen stages.
-        split: whose examples.
-        cut: index of the stage whose inputs are stored; the number of stages for pooled features.
+        wanted: what is stored.
+        base: an earlier cut and the store of the same images there, to start from; or None: from the images.
         corrupt: collects unreadable images.
-        base: a store of the same split at an earlier cut to start from, or None: from the images.
-        progress: called with (done, total) examples.
+        mesh: the devices that compute.
+        progress: entered with a title and the number of examples; yields what is told how many are done.
 
     Raises:
         DataError: too many unreadable images.
-        WorkdirError: the folder cannot be written, or the disk is too full.
+        NoSpaceError: the disk is too full; the cuts that would fit are named.
+        WorkdirError: the folder cannot be written.
     """
-    folder = directory(config) / _key(config, model, variables, split, cut)
+    facts = _facts(config, model, variables, wanted)
+    folder = directory(config) / _name(facts)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _extract(folder, config, model, variables, split, cut, corrupt, base, progress)
-    except OSError as error:
+                _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress)
+        stored = store.Store(folder)
+    except (OSError, ValueError) as error:
         raise WorkdirError(
             f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
         ) from error
-    inputs, readable = np.load(folder / "inputs.npy", mmap_mode="r"), np.load(folder / "readable.npy")
-    if inputs.dtype == np.uint16:
-        inputs = inputs.view(jnp.bfloat16)
-    for i in np.flatnonzero(~readable):
+    for i in np.flatnonzero(~stored.readable):
         corrupt.add(int(i), "unreadable when its features were computed")
     corrupt.check()
-    return Store(cut, inputs, readable)
+    return stored
 
 
-def _key(config, model, variables, split, cut):
+def _facts(config, model, variables, wanted) -> dict[str, Any]:
+    """What the numbers of a store depend on, and in words where they come from."""
     arrays = hashlib.sha256()
-    for stage in model.backbone.stages[:cut]:
+    for stage in model.backbone.stages[: wanted.cut]:
         for collection in ("params", "batch_stats"):
             for path, leaf in jax.tree_util.tree_leaves_with_path(variables[collection]["backbone"].get(stage, {})):
                 arrays.update(f"{stage}{jax.tree_util.keystr(path)}{leaf.shape}".encode())
                 arrays.update(np.asarray(leaf).tobytes())
-    facts = {
+    augment = wanted.augment and {"view": wanted.view, **vars(wanted.augment)}
+    return {
         "format": FORMAT,
+        "source": config.data.source,
+        "split": wanted.split.expression,
+        "examples": wanted.split.fingerprint,
         "backbone": config.model.backbone,
         "arrays": arrays.hexdigest(),
-        "cut": cut,
+        "place": place(model, wanted.cut),
         "pixels": model.pixels,
-        "size": tuple(config.data.image_size),
+        "image_size": list(config.data.image_size),
         "resize": config.data.resize,
+        "augment": augment,
         "dtype": config.model.dtype,
-        "split": split.fingerprint,
+        "stored_dtype": config.features.dtype,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _name(facts: dict[str, Any]) -> str:
+    decisive = {key: value for key, value in facts.items() if key not in ("source", "split")}  # `examples` says it
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def place(model: Classifier, cut: int) -> str:
+    """The cut in words."""
+    stages = model.backbone.stages
+    return "pooled features" if cut == len(stages) else f"activations before {stages[cut]}"
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.say("Another process computes the same features; waiting for it ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _extract(folder, config, model, variables, split, cut, corrupt, base, progress):
-    run = _compiled(model, base.cut if base else 0, cut)
-    variables = jax.device_put({name: variables[name] for name in ("params", "batch_stats")})
-    index, mask = pipeline.rows(split.num_examples, config.batch_size)
-    if base:
-        batches = pipeline.from_arrays(base.inputs, base.readable, split.labels, index, mask)
+def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress):
+    split, size = wanted.split, config.batch_size
+    start, stored = base or (0, None)
+    forward = _compiled(model, start, wanted.cut)
+    frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
+    row = stored.inputs[:0] if stored else np.zeros((0, *config.data.image_size, 3), np.uint8)
+    batch_shape = jax.ShapeDtypeStruct((size, *row.shape[1:]), row.dtype)
+    result = forward.eval_shape(frozen, x=batch_shape)
+    dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
+    if not folder.with_suffix(".part").exists():
+        _check_space(folder.parent, split.num_examples, result.shape[1:], dtype, model, config)
+    writer = store.Writer(folder, (split.num_examples, *result.shape[1:]), dtype)
+    index, mask = pipeline.rows(split.num_examples, size)
+    due = (writer.missing[index] & mask).any(1)
+    index, mask = index[due], mask[due]
+    if stored:
+        batches = pipeline.from_arrays(stored.take, stored.readable, split.labels, index, mask)
     else:
-        batches = pipeline.from_images(split, index, mask, config.data.image_size, config.data.resize, corrupt)
-    part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    inputs: Any = None
-    readable = np.ones(split.num_examples, bool)
-    done = 0
-    for batch in batches:
-        activations = np.asarray(run(variables, x=jnp.asarray(batch["inputs"])))
-        if activations.dtype == jnp.bfloat16:
-            activations = activations.view(np.uint16)  # the file format of NumPy does not know bfloat16
-        if inputs is None:
-            shape = (split.num_examples, *activations.shape[1:])
-            _check_space(part, int(np.prod(shape)) * activations.itemsize)
-            inputs = np.lib.format.open_memmap(part / "inputs.npy", "w+", activations.dtype, shape)
-        count = min(len(activations), split.num_examples - done)
-        inputs[done : done + count] = activations[:count]
-        readable[done : done + count] = batch["mask"][:count]
-        done += count
-        progress(done, split.num_examples)
-    inputs.flush()
-    np.save(part / "readable.npy", readable)
-    for name in ("inputs.npy", "readable.npy"):
-        with (part / name).open("rb") as file:
-            os.fsync(file.fileno())
-    part.rename(folder)
+        options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
+        batches = pipeline.from_images(split, index, mask, *options)
+        if len(index) and begin_import():  # TensorFlow comes in while XLA compiles
+            forward(frozen, x=np.zeros(batch_shape.shape, batch_shape.dtype))
+
+    def compute(batch, keep):
+        rows = np.asarray(forward(frozen, x=parallel.put(batch["inputs"], mesh))).astype(dtype)
+        writer.write(batch["index"][keep], rows[keep], batch["mask"][keep])
+        return int(keep.sum())
+
+    title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
+    done = split.num_examples - int(writer.missing.sum())
+    with progress(title, split.num_examples) as update, ThreadPoolExecutor(_num_workers(mesh)) as pool:
+        for count in _in_order(pool, compute, zip(batches, mask, strict=True), 2 * _num_workers(mesh)):
+            done += count
+            update(done)
+    writer.finish(facts)
 
 
 @functools.cache
-def _compiled(model: Classifier, start: int, cut: int) -> Callable[..., jax.Array]:
+def _compiled(model: Classifier, start: int, cut: int) -> Any:
     """`run_frozen`, compiled once for all splits."""
     return jax.jit(functools.partial(run_frozen, model, start=start, stop=cut), compiler_options=forward_options())
 
 
-def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise OSError(f"{num_bytes / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free")
+def _num_workers(mesh: Mesh) -> int:
+    """Threads that run the forward pass: on one CPU device batches side by side keep all cores busy to the end."""
+    if mesh.size > 1:
+        return 1  # programs that span devices must start in one order on all of them
+    return min(os.cpu_count() or 1, 8) if jax.default_backend() == "cpu" else 2
+
+
+def _in_order(pool, function, arguments, ahead):
+    """Results of `function(*arguments)` from `pool`, with at most `ahead` waiting."""
+    waiting: collections.deque[Future] = collections.deque()
+    for argument in arguments:
+        waiting.append(pool.submit(function, *argument))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _check_space(directory, num_examples, shape, dtype, model, config):
+    free = shutil.disk_usage(directory).free
+    needed = num_examples * math.prod(shape) * dtype.itemsize
+    if needed <= 0.95 * free:
+        return
+    stages = model.backbone.stages
+    image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), np.uint8)
+    sizes = {}
+    for cut in range(1, len(stages) + 1):
+        run = functools.partial(run_frozen, model, start=0, stop=cut)
+        activations = jax.eval_shape(run, zoo.shapes(model), x=image)
+        sizes["all" if cut == len(stages) else stages[cut - 1]] = num_examples * activations.size * dtype.itemsize
+    fitting = [f"{name!r} ({size / 2**30:.2g} GiB)" for name, size in sizes.items() if size <= 0.95 * free]
+    raise NoSpaceError(
+        f"the features of {num_examples} images need {needed / 2**30:.2g} GiB and {free / 2**30:.2g} GiB are free; at "
+        f"{directory}; free some, set features.dir, or freeze_until to one that fits: {', '.join(fitting) or 'none'}"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """The command line: `--list`, or `--clear` with the names of stores or none for all."""
+    parser = argparse.ArgumentParser("python -m tltrain.features", description="Stored activations of frozen stages.")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="show what is stored")
+    action.add_argument("--clear", nargs="*", metavar="NAME", help="remove these stores, or all")
+    parser.add_argument("--dir", type=Path, default=cache_dir() / "features", help="default: %(default)s")
+    arguments = parser.parse_args(argv[1:])
+    found = {folder.name: folder for folder in store.folders(arguments.dir)}
+    if arguments.list:
+        _show(list(found.values()), arguments.dir)
+        return 0
+    if unknown := sorted(set(arguments.clear) - set(found)):
+        print(f"tltrain: no store {', '.join(unknown)}; in {arguments.dir}; see --list", file=sys.stderr)
+        return 2
+    for name in arguments.clear or found:
+        print(f"removed {name}, {store.num_bytes(found[name]) / 2**20:.1f} MiB")
+        shutil.rmtree(found[name])
+        found[name].with_suffix(".lock").unlink(missing_ok=True)
+    return 0
+
+
+def _show(found: list[Path], directory: Path) -> None:
+    for folder in found:
+        what = "unfinished"
+        if facts := store.facts(folder):
+            view = f", view {facts['augment']['view']}" if facts["augment"] else ""
+            what = f"{facts['backbone']} {facts['place']}{view}, {facts['source']} {facts['split']}"
+        mib, days = store.num_bytes(folder) / 2**20, store.unused_days(folder)
+        console.say(f"{folder.name}  {mib:8.1f} MiB  unused for {days:3.0f} days  {what}")
+    total = sum(store.num_bytes(folder) for folder in found)
+    console.say(f"{len(found)} stores, {total / 2**30:.2f} GiB, in {directory}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,10 +1,12 @@
 """Which batches a phase sees: images, or the stored activations at its cut where these are all it needs."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
@@ -35,9 +37,16 @@ class Inputs:
     """The inputs of a run: its splits, what of them is stored, and the images that could not be read."""
 
     def __init__(
-        self, config: ConfigDict, model: Classifier, data: sources.Data, clock: Clock, stop: Callable[[], bool]
+        self,
+        config: ConfigDict,
+        model: Classifier,
+        data: sources.Data,
+        mesh: Mesh,
+        clock: Clock,
+        stop: Callable[[], bool],
     ) -> None:
-        self._config, self._model, self._data, self._clock, self._stop = config, model, data, clock, stop
+        self._config, self._model, self._data, self._mesh = config, model, data, mesh
+        self._clock, self._stop = clock, stop
         limit = config.data.max_corrupt
         self._corrupt = {name: pipeline.Corrupt(split, limit, console.warn) for name, split in data.splits.items()}
         self._plans = {
@@ -51,28 +60,87 @@ class Inputs:
         return {name: len(corrupt.indices) for name, corrupt in self._corrupt.items()}
 
     def of_phase(self, name: str, split: str, variables: dict) -> SplitInputs:
-        """What phase `name` sees of `split`; computes and stores activations first where that is due."""
+        """What phase `name` sees of `split`; computes and stores activations first where that is due, and says so."""
         augment = split == "train" and self._config[name].augment
-        cut = self._plans[name]
-        if self._config.features.enabled == "off" or augment or not cut:
-            return self.images(split, augment)
-        store = None
+        reason = self._why_images(name, augment)
+        try:
+            found = None if reason else self._stored(name, split, augment, variables)
+        except features.NoSpaceError as error:
+            if self._config.features.enabled == "on":
+                raise
+            found, reason = None, str(error)
+        if split == "train" or (reason and not self._why_images(name, False)):
+            place = features.place(self._model, self._plans[name])
+            seen = f"stored {place}: {_size(found)}" if found else f"images; {reason}"
+            console.say(f"{name}: {split} from {seen}")
+        return found or self.images(split, augment)
+
+    def _why_images(self, name, augment):
+        """Why a phase sees images; "" where stored activations will do."""
+        options = self._config.features
+        if options.enabled == "off":
+            return "features.enabled is 'off'"
+        if not self._plans[name]:
+            return "nothing is frozen"
+        if augment and not options.augment_views:
+            return f"{name}.augment is random; features.augment_views = K would store K views of each"
+        return ""
+
+    def _stored(self, name, split, augment, variables):
+        cut, num_views = self._plans[name], self._config.features.augment_views
         with self._clock("features"):
-            for earlier in self._stored_cuts(split, cut):
-                store = self._store(split, earlier, variables, store)
-        assert store is not None, "the cut of the phase is among the stored ones"
-        labels, stored = self._data.splits[split].labels, store
+            if augment:
+                wanted = [features.Wanted(self._data.splits[split], cut, self._random(), v) for v in range(num_views)]
+                stores = [self._ensure(split, view, variables, None) for view in wanted]
+            else:
+                stores = [self._from_earlier_cuts(split, cut, variables)]
+        labels, inputs = self._data.splits[split].labels, stores[0].inputs
 
         def batches(epoch, first):
+            view = stores[(epoch or 0) % len(stores)]
             index, mask = self._rows(split, epoch, first)
-            return pipeline.from_arrays(stored.inputs, stored.readable, labels, index, mask)
+            return pipeline.from_arrays(view.take, view.readable, labels, index, mask)
 
-        return SplitInputs(batches, cut, jax.ShapeDtypeStruct(stored.inputs.shape[1:], stored.inputs.dtype))
+        return SplitInputs(batches, cut, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
+
+    def _from_earlier_cuts(self, split, cut, variables):
+        """The store at `cut`, each cut at which phases need `split` starting where the one before ends."""
+        cuts = {
+            self._plans[name]
+            for name in self._plans
+            if self._plans[name] and not (split == "train" and self._config[name].augment)
+        }
+        base = None
+        for earlier in sorted(c for c in cuts if c < cut):
+            with contextlib.suppress(features.NoSpaceError):  # of another phase, which will say so itself
+                stored = self._ensure(split, features.Wanted(self._data.splits[split], earlier), variables, base)
+                base = (earlier, stored)
+        return self._ensure(split, features.Wanted(self._data.splits[split], cut), variables, base)
+
+    def _ensure(self, split, wanted, variables, base):
+        corrupt = self._corrupt[split]
+        return features.ensure(self._config, self._model, variables, wanted, base, corrupt, self._mesh, self._progress)
+
+    @contextlib.contextmanager
+    def _progress(self, title, total):
+        with console.progress(title, total) as update:
+
+            def progress(done):
+                update(done)
+                if self._stop():
+                    raise TerminatedError(
+                        "stopped while features were computed; those done are kept; the same command goes on"
+                    )
+
+            yield progress
+
+    def _random(self):
+        return preprocess.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
 
     def images(self, split: str, augment: bool = False) -> SplitInputs:
         """`split` from its images."""
         data = self._config.data
-        random = preprocess.Augment(**data.augment.to_dict(), seed=self._config.seed) if augment else None
+        random = self._random() if augment else None
 
         def batches(epoch, first):
             index, mask = self._rows(split, epoch, first)
@@ -88,35 +156,7 @@ class Inputs:
         shuffle = None if epoch is None else (self._config.seed, epoch)
         return pipeline.rows(self._data.splits[split].num_examples, self._config.batch_size, shuffle, first)
 
-    def _stored_cuts(self, split, cut):
-        """The cuts at which phases need `split`, up to `cut`: the store of one is where the next starts."""
-        cuts = {
-            self._plans[name]
-            for name in self._plans
-            if self._plans[name] and not (split == "train" and self._config[name].augment)
-        }
-        return sorted(c for c in cuts if c <= cut)
 
-    def _store(self, split, cut, variables, base):
-        stages = self._model.backbone.stages
-        place = "pooled features" if cut == len(stages) else f"activations before {stages[cut]}"
-        size = self._data.splits[split].num_examples
-        with console.progress(f"Computing the {place}, {split}", size) as update:
-
-            def progress(done, _):
-                update(done)
-                if self._stop():
-                    raise TerminatedError(
-                        "stopped while features were computed; no step was done yet; the same command begins again"
-                    )
-
-            return features.ensure(
-                self._config,
-                self._model,
-                variables,
-                self._data.splits[split],
-                cut,
-                self._corrupt[split],
-                base,
-                progress,
-            )
+def _size(inputs: SplitInputs) -> str:
+    shape = " x ".join(map(str, inputs.row.shape))
+    return f"{shape} {inputs.row.dtype}, {inputs.row.size * inputs.row.dtype.itemsize / 1024:.1f} KiB an image"

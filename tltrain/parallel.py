@@ -57,13 +57,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def put(batch: Any, mesh: Mesh) -> Any:
+    """`batch`, a tree of arrays, divided over the devices along its first axis."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch")))
+
+
 def prefetch(batches: Iterable[Any], mesh: Mesh, mode: str, depth: int = 2) -> Iterator[Any]:
     """`batches`, each sent to its devices up to `depth` ahead of its use, so that transfers overlap with compute."""
-    sharding = NamedSharding(mesh, PartitionSpec("batch"))
-    put = (lambda batch: batch) if mode == "pmap" else (lambda batch: jax.device_put(batch, sharding))
     waiting: collections.deque[Any] = collections.deque()
     for batch in batches:
-        waiting.append(put(batch))
+        waiting.append(batch if mode == "pmap" else put(batch, mesh))
         if len(waiting) > depth:
             yield waiting.popleft()
     yield from waiting

@@ -56,7 +56,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     console.say(report.data_line(data))
     model = zoo.create(config, len(data.class_names))
     variables, origin = _variables(config, model)
-    inputs = Inputs(config, model, data, clock, stop)
+    inputs = Inputs(config, model, data, mesh, clock, stop)
     phases, best = {}, {}
     with contextlib.closing(Scalars(path / "tensorboard" if config.log.tensorboard else None)) as scalars:
         shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)

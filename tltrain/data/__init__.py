@@ -1,6 +1,8 @@
 """The only place of tltrain that reads data with TensorFlow."""
 
 import os
+import sys
+import threading
 from typing import Any
 
 
@@ -12,3 +14,11 @@ def import_tensorflow() -> Any:
 
     tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+def begin_import() -> bool:
+    """Lets another thread import TensorFlow; False where it is there already."""
+    if "tensorflow" in sys.modules:
+        return False
+    threading.Thread(target=import_tensorflow, daemon=True).start()
+    return True

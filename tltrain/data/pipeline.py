@@ -107,8 +107,12 @@ def from_images(
 
 
 def from_arrays(
-    inputs: np.ndarray, readable: np.ndarray, labels: np.ndarray, index: np.ndarray, mask: np.ndarray
+    take: Callable[[np.ndarray], np.ndarray],
+    readable: np.ndarray,
+    labels: np.ndarray,
+    index: np.ndarray,
+    mask: np.ndarray,
 ) -> Iterator[Batch]:
-    """Batches of stored activations `inputs` `[N, ...]` for the rows `index`, `mask` `[num_batches, B]`."""
+    """Batches of stored activations for the rows `index`, `mask` `[num_batches, B]`; `take(i)` gives rows `i` `[B]`."""
     for i, keep in zip(index, mask, strict=True):
-        yield {"inputs": inputs[i], "label": labels[i], "mask": keep & readable[i], "index": i}
+        yield {"inputs": take(i), "label": labels[i], "mask": keep & readable[i], "index": i}

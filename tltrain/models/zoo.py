@@ -54,6 +54,7 @@ def create(config: ConfigDict, num_classes: int) -> Classifier:
     return Classifier(backbone, 1 if sigmoid else num_classes, config.model.dropout, pixels)
 
 
+@functools.cache
 def shapes(model: Classifier) -> dict:
     """`{"params": {"backbone", "head"}, "batch_stats": {"backbone"}}` of shapes and dtypes; nothing is computed."""
     size = model.backbone.min_size

@@ -1,0 +1,214 @@
+"""The feature cache: what is stored is what would be computed, once, and never anything else."""
+
+import collections
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_main import ENVIRONMENT, write_config
+from test_main import run as run_command
+from test_train import run
+
+from tltrain import features, store
+from tltrain.errors import TerminatedError, WorkdirError
+from tltrain.models.classifier import run_frozen
+
+
+def stores(tmp_path):
+    return sorted(store.folders(tmp_path / "features"))
+
+
+def losses(result, phase="finetune"):
+    return [entry[split]["loss"] for entry in result["phases"][phase]["history"] for split in ("train", "val")]
+
+
+def test_a_second_run_computes_nothing(tiny, tmp_path, monkeypatch):
+    first = run(tiny, tmp_path / "a")
+    before = {folder: folder.stat().st_mtime_ns for folder in stores(tmp_path)}
+    monkeypatch.setattr(features, "_extract", lambda *_: pytest.fail("computed again"))
+    tiny.probe.learning_rate *= 0.5
+    second = run(tiny, tmp_path / "b")
+    assert {folder: folder.stat().st_mtime_ns for folder in stores(tmp_path)} == before
+    assert len(before) == 4  # two cuts, two splits
+    assert losses(second) != losses(first)
+
+
+@pytest.mark.parametrize("change", ["model.dtype", "data.pixels", "data.resize", "seed"])
+def test_what_changes_the_numbers_changes_the_store(tiny, tmp_path, change):
+    tiny.finetune.epochs = 0
+    run(tiny, tmp_path / "a")
+    tiny.update_from_flattened_dict(
+        {change: {"model.dtype": "bfloat16", "data.pixels": "unit", "data.resize": "crop", "seed": 1}[change]}
+    )
+    run(tiny, tmp_path / "b")
+    assert len(stores(tmp_path)) == 4
+
+
+def test_a_damaged_row_is_noticed_and_the_same_command_computes_it_again(tiny, tmp_path):
+    expected = run(tiny, tmp_path / "whole")
+    for folder in stores(tmp_path):
+        content = bytearray((folder / "inputs.npy").read_bytes())
+        content[-1] ^= 1
+        (folder / "inputs.npy").write_bytes(content)
+    for _ in stores(tmp_path):
+        with pytest.raises(WorkdirError, match=r"damaged; row \d+ of .*the same command"):
+            run(tiny, tmp_path / "run")
+    assert losses(run(tiny, tmp_path / "run")) == losses(expected)
+
+
+@pytest.mark.parametrize("polls", [1, 3, 5])
+def test_a_stopped_extraction_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, polls):
+    expected = run(tiny, tmp_path / "whole")
+    shutil.rmtree(tmp_path / "features")
+    written = collections.Counter()
+    write = store.Writer.write
+
+    def counted(writer, index, *arrays):
+        written.update((writer._folder, int(i)) for i in index)
+        write(writer, index, *arrays)
+
+    monkeypatch.setattr(store.Writer, "write", counted)
+    left = iter([False] * polls + [True])
+    with pytest.raises(TerminatedError, match="those done are kept"):
+        run(tiny, tmp_path / "run", stop=lambda: next(left, True))
+    assert losses(run(tiny, tmp_path / "run")) == losses(expected)
+    assert set(written.values()) == {1} and len(written) == 2 * 48
+
+
+def test_rows_that_did_not_reach_the_disk_are_done_again(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    writer = store.Writer(tmp_path / "s", (6, 4), rows.dtype)
+    writer.write(np.arange(4), rows[:4], np.asarray([True, True, False, True]))
+    writer._inputs[1] = 0
+    writer = store.Writer(tmp_path / "s", (6, 4), rows.dtype)
+    assert writer.missing.tolist() == [False, True, False, False, True, True]
+    writer.write(np.asarray([1, 4, 5]), rows[[1, 4, 5]], np.ones(3, bool))
+    writer.finish({})
+    found = store.Store(tmp_path / "s")
+    assert found.readable.tolist() == [True, True, False, True, True, True]
+    np.testing.assert_array_equal(found.take(np.asarray([5, 0, 5])), rows[[5, 0, 5]])
+
+
+def test_bfloat16_takes_half_the_space_and_rounds(tiny, tmp_path):
+    plain = run(tiny, tmp_path / "a")
+    sizes = {folder.name: (folder / "inputs.npy").stat().st_size for folder in stores(tmp_path)}
+    tiny.features.dtype = "bfloat16"
+    rounded = run(tiny, tmp_path / "b")
+    halved = [(f / "inputs.npy").stat().st_size for f in stores(tmp_path) if f.name not in sizes]
+    assert sorted(halved) == pytest.approx([size / 2 for size in sorted(sizes.values())], rel=0.1)
+    assert losses(rounded) == pytest.approx(losses(plain), rel=2e-2)
+    assert losses(rounded) != losses(plain)
+
+
+def test_stored_views_train_as_the_augmented_images_of_their_epochs(tiny, tmp_path):
+    tiny.finetune.update(augment=True, epochs=3)
+    tiny.features.augment_views = 3
+    stored = run(tiny, tmp_path / "stored")
+    tiny.features.enabled = "off"
+    assert losses(stored) == pytest.approx(losses(run(tiny, tmp_path / "images")), rel=1e-4)
+    tiny.features.update(enabled="on", augment_views=1)
+    one = losses(run(tiny, tmp_path / "one"))
+    assert one[:2] == losses(stored)[:2]
+    assert one[2] != losses(stored)[2]
+
+
+def test_a_full_disk_is_refused_with_the_cuts_that_fit(tiny, tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))  # less than 36 x 1280 x 4 bytes
+    tiny.features.enabled = "on"
+    with pytest.raises(
+        WorkdirError, match=r"36 images need 0\.00017 GiB .* one that fits: .*'block_1' \(6\.9e-05 GiB\)"
+    ):
+        run(tiny, tmp_path / "on")
+    tiny.features.enabled = "auto"
+    result = run(tiny, tmp_path / "auto")
+    assert "probe: train from images; the features of 36 images need" in capsys.readouterr().out
+    assert len(result["phases"]["finetune"]["history"]) == 1
+
+
+def test_two_runs_at_once_compute_a_store_once(tiny, tmp_path, monkeypatch):
+    made = []
+    extract = features._extract
+    monkeypatch.setattr(features, "_extract", lambda folder, *rest: (made.append(folder), extract(folder, *rest)))
+    tiny.finetune.epochs = 0
+    threads = [threading.Thread(target=run, args=(tiny, tmp_path / name)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == len(set(made)) == 2
+    assert (tmp_path / "a" / "report.json").exists() and (tmp_path / "b" / "report.json").exists()
+
+
+def test_a_row_is_what_the_frozen_stages_make_of_the_image(tiny, tmp_path, images):
+    from tltrain.data import sources
+    from tltrain.data.preprocess import load_image
+    from tltrain.models import zoo
+
+    tiny.finetune.epochs = 0
+    run(tiny, tmp_path / "run")
+    model = zoo.create(tiny, 2)
+    split = sources.load(tiny.data).splits["val"]
+    found = {len(np.load(f / "rows.npy")): store.Store(f) for f in stores(tmp_path)}[split.num_examples]
+    pixels = jnp.stack([load_image(split.read(i), (32, 32), "stretch") for i in range(split.num_examples)])
+    features = run_frozen(model, zoo.init(model, 0, None), pixels, 0, 5)
+    np.testing.assert_allclose(found.inputs, features, atol=1e-5 * float(features.max()))
+
+
+def test_list_shows_and_clear_frees(tiny, tmp_path, capsys):
+    directory = f"--dir={tmp_path / 'features'}"
+    run(tiny, tmp_path / "run")
+    first, *others = [folder.name for folder in stores(tmp_path)]
+    assert features.main(["", "--list", directory]) == 0
+    shown = capsys.readouterr().out
+    assert first in shown and "tiny activations before block_2, folder:" in shown and "tiny pooled features" in shown
+    assert features.main(["", "--clear", "nothing", directory]) == 2
+    assert features.main(["", "--clear", first, directory]) == 0
+    assert [folder.name for folder in stores(tmp_path)] == others
+    assert features.main(["", "--clear", directory]) == 0
+    assert not list((tmp_path / "features").iterdir())
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from tltrain import main
+code = main.main(["main", *sys.argv[1:]])
+assert "tensorflow" not in sys.modules
+sys.exit(code)
+"""
+
+
+def test_tensorflow_is_not_imported_where_the_features_exist(images, tmp_path):
+    config = write_config(tmp_path, images)
+    assert run_command(config, "--workdir", str(tmp_path / "first")).returncode == 0
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "--config", str(config), "--workdir", str(tmp_path / "again")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+TFDS_LABELS = """
+import sys
+from tltrain.config import default
+from tltrain.data import sources
+config = default()
+config.data.data_dir = sys.argv[1]
+split = sources.load(config.data).splits["val"]
+print(split.num_examples, int(split.labels.sum()), "tensorflow" in sys.modules)
+assert split.read(0)[:2] == b"\\xff\\xd8"
+"""
+
+
+@pytest.mark.shared_data
+def test_labels_of_tfds_are_read_once(shared_data, tmp_path):
+    def read():
+        command = [sys.executable, "-c", TFDS_LABELS, str(shared_data / "tfds")]
+        environment = ENVIRONMENT | {"TLTRAIN_CACHE": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    first, second = read(), read()
+    assert first == ["400", first[1], "True"]
+    assert second == ["400", first[1], "False"]

@@ -1,0 +1,131 @@
+"""The files of the feature cache: one folder a store, its rows written in any order and checked when they are read.
+
+NAME.part/    being computed: what a killed process leaves, and the next goes on with
+NAME/         whole: inputs.npy [N, ...], rows.npy [N] (state and CRC-32 of each row), store.json (what it holds)
+"""
+
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tltrain.errors import WorkdirError
+
+_MISSING, _READABLE, _UNREADABLE = range(3)
+_ROW = np.dtype([("state", np.uint8), ("crc", np.uint32)])
+
+
+class Store:
+    """Activations `inputs` `[N, ...]`, memory-mapped; `readable` bool `[N]` is False where there was no image."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a whole store.
+
+        Raises:
+            OSError, ValueError: its files are not there or damaged.
+        """
+        self.folder = folder
+        self._rows = np.load(folder / "rows.npy")
+        stored = np.load(folder / "inputs.npy", mmap_mode="r")
+        self.inputs: np.ndarray = stored.view(jnp.bfloat16) if stored.dtype == np.uint16 else stored
+        self.readable: np.ndarray = self._rows["state"] == _READABLE
+        self._checked = np.zeros(len(stored), bool)
+        os.utime(folder / "store.json")  # the time of the last use
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows `index`, each checked the first time it is read.
+
+        Raises:
+            WorkdirError: a row is not what was written; the store is removed.
+        """
+        rows = self.inputs[index]
+        for i, row in zip(index, rows, strict=True):
+            if not self._checked[i] and _crc(row) != self._rows["crc"][i]:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise WorkdirError(
+                    f"stored features were damaged; row {i} of {self.folder}; they are removed now, and the same "
+                    "command computes them again and goes on"
+                )
+            self._checked[i] = True
+        return rows
+
+
+class Writer:
+    """A store that is being computed, or that a killed process left: `missing` bool `[N]` tells what is to be done."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """Opens `NAME.part` for the store `folder`; raises OSError where the disk is too full."""
+        self._folder, self._part = folder, folder.with_suffix(".part")
+        self._part.mkdir(exist_ok=True)
+        stored_dtype = np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype  # NumPy's files do not know bfloat16
+        self._inputs = self._open("inputs.npy", stored_dtype, shape)
+        self._rows = self._open("rows.npy", _ROW, shape[:1])
+        for i in np.flatnonzero(self._rows["state"] != _MISSING):  # what did not reach the disk is done again
+            if _crc(self._inputs[i]) != self._rows["crc"][i]:
+                self._rows["state"][i] = _MISSING
+        self.missing: np.ndarray = self._rows["state"] == _MISSING
+
+    def _open(self, name, dtype, shape):
+        path = self._part / name
+        if path.exists():
+            try:
+                found = np.lib.format.open_memmap(path, "r+")
+                if (found.dtype, found.shape) == (dtype, shape):
+                    return found
+            except (OSError, ValueError):
+                path.unlink()  # killed while it was made
+        made = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash at some later row
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return made
+
+    def write(self, index: np.ndarray, inputs: np.ndarray, readable: np.ndarray) -> None:
+        """Rows `index` and whether their images could be read; safe to call from many threads for different rows."""
+        inputs = inputs.view(np.uint16) if inputs.dtype == jnp.bfloat16 else inputs
+        for i, row, good in zip(index, inputs, readable, strict=True):
+            self._inputs[i] = row
+            self._rows[i] = (_READABLE if good else _UNREADABLE, _crc(row))
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Gives the store its final name; `facts` (JSON) say what it holds."""
+        self._inputs.flush()
+        self._rows.flush()
+        (self._part / "store.json").write_text(json.dumps(facts, indent=2) + "\n")
+        for path in self._part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self._part.rename(self._folder)
+
+
+def folders(directory: Path) -> Iterator[Path]:
+    """The stores below `directory`, whole and unfinished."""
+    if directory.is_dir():
+        yield from sorted(path for path in directory.iterdir() if path.is_dir() and (path / "rows.npy").is_file())
+
+
+def facts(folder: Path) -> dict[str, Any] | None:
+    """What a whole store holds; None for an unfinished one."""
+    path = folder / "store.json"
+    return json.loads(path.read_text()) if path.exists() and folder.suffix != ".part" else None
+
+
+def unused_days(folder: Path) -> float:
+    """Days since it was last opened."""
+    return (time.time() - max(path.stat().st_mtime for path in folder.iterdir())) / 86400
+
+
+def num_bytes(folder: Path) -> int:
+    """Space on the disk."""
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+
+
+def _crc(row: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
