@@ -14,7 +14,10 @@ from test_main import run as run_command
 from test_train import run
 
 from tltrain import features, store
+from tltrain.data import sources
+from tltrain.data.preprocess import Augment, load_image
 from tltrain.errors import TerminatedError, WorkdirError
+from tltrain.models import zoo
 from tltrain.models.classifier import run_frozen
 
 
@@ -37,15 +40,35 @@ def test_a_second_run_computes_nothing(tiny, tmp_path, monkeypatch):
     assert losses(second) != losses(first)
 
 
-@pytest.mark.parametrize("change", ["model.dtype", "data.pixels", "data.resize", "seed"])
-def test_what_changes_the_numbers_changes_the_store(tiny, tmp_path, change):
-    tiny.finetune.epochs = 0
-    run(tiny, tmp_path / "a")
-    tiny.update_from_flattened_dict(
-        {change: {"model.dtype": "bfloat16", "data.pixels": "unit", "data.resize": "crop", "seed": 1}[change]}
-    )
-    run(tiny, tmp_path / "b")
-    assert len(stores(tmp_path)) == 4
+CHANGES = {
+    "model.dtype": "bfloat16",
+    "data.pixels": "unit",
+    "data.resize": "crop",
+    "data.image_size": (64, 32),
+    "data.splits": ("train[:50%]", "train[50%:]"),
+    "features.dtype": "bfloat16",
+    "seed": 1,
+}
+
+
+def name_of(config, cut=3, **options):
+    model = zoo.create(config, 2)
+    split = sources.load(config.data).splits["train"]
+    wanted = features.Wanted(split, cut, **options)
+    return features._name(features._facts(config, model, zoo.init(model, config.seed, None), wanted))
+
+
+def test_what_changes_the_numbers_changes_the_store_and_nothing_else_does(tiny):
+    name = name_of(tiny)
+    augment = Augment(True, False, 0.7, 0.0, 0.0, seed=0)
+    names = {name, name_of(tiny, 2), name_of(tiny, augment=augment), name_of(tiny, augment=augment, view=1)}
+    for key, value in CHANGES.items():
+        other = tiny.copy_and_resolve_references()
+        other.update_from_flattened_dict({key: value})
+        names.add(name_of(other))
+    assert len(names) == 4 + len(CHANGES)
+    tiny.update_from_flattened_dict({"probe.learning_rate": 1.0, "model.dropout": 0.5, "finetune.epochs": 9})
+    assert name_of(tiny) == name
 
 
 def test_a_damaged_row_is_noticed_and_the_same_command_computes_it_again(tiny, tmp_path):
@@ -94,6 +117,7 @@ def test_rows_that_did_not_reach_the_disk_are_done_again(tmp_path):
 
 
 def test_bfloat16_takes_half_the_space_and_rounds(tiny, tmp_path):
+    tiny.probe.epochs = 0
     plain = run(tiny, tmp_path / "a")
     sizes = {folder.name: (folder / "inputs.npy").stat().st_size for folder in stores(tmp_path)}
     tiny.features.dtype = "bfloat16"
@@ -105,6 +129,7 @@ def test_bfloat16_takes_half_the_space_and_rounds(tiny, tmp_path):
 
 
 def test_stored_views_train_as_the_augmented_images_of_their_epochs(tiny, tmp_path):
+    tiny.probe.epochs = 0
     tiny.finetune.update(augment=True, epochs=3)
     tiny.features.augment_views = 3
     stored = run(tiny, tmp_path / "stored")
@@ -145,18 +170,14 @@ def test_two_runs_at_once_compute_a_store_once(tiny, tmp_path, monkeypatch):
 
 
 def test_a_row_is_what_the_frozen_stages_make_of_the_image(tiny, tmp_path, images):
-    from tltrain.data import sources
-    from tltrain.data.preprocess import load_image
-    from tltrain.models import zoo
-
     tiny.finetune.epochs = 0
     run(tiny, tmp_path / "run")
     model = zoo.create(tiny, 2)
     split = sources.load(tiny.data).splits["val"]
     found = {len(np.load(f / "rows.npy")): store.Store(f) for f in stores(tmp_path)}[split.num_examples]
     pixels = jnp.stack([load_image(split.read(i), (32, 32), "stretch") for i in range(split.num_examples)])
-    features = run_frozen(model, zoo.init(model, 0, None), pixels, 0, 5)
-    np.testing.assert_allclose(found.inputs, features, atol=1e-5 * float(features.max()))
+    expected = run_frozen(model, zoo.init(model, 0, None), pixels, 0, 5)
+    np.testing.assert_allclose(found.inputs, expected, atol=1e-5 * float(expected.max()))
 
 
 def test_list_shows_and_clear_frees(tiny, tmp_path, capsys):
@@ -183,7 +204,7 @@ sys.exit(code)
 
 
 def test_tensorflow_is_not_imported_where_the_features_exist(images, tmp_path):
-    config = write_config(tmp_path, images)
+    config = write_config(tmp_path, images, "config.finetune.epochs = 0")
     assert run_command(config, "--workdir", str(tmp_path / "first")).returncode == 0
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "--config", str(config), "--workdir", str(tmp_path / "again")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)

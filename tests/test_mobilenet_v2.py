@@ -68,35 +68,28 @@ if not os.environ.get("TLTRAIN_TEST_GRID"):
 
 
 @pytest.mark.parametrize(("alpha", "size"), PAIRS, ids=str)
-def test_middle_block_and_pooled_features_equal_keras(alpha, size, tmp_path):
-    reference = keras_model(alpha, size, include_top=False, pooling="avg")
-    reference.save_weights(tmp_path / "base.weights.h5")
-    middle = keras.Model(reference.input, [reference.get_layer("block_8_add").output, reference.output])
-    backbone = zoo.BACKBONES[name_of(alpha)]()
-    variables = load(tmp_path / "base.weights.h5", backbone)
-    stop = backbone.stages.index("block_8") + 1
-    x = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-    block = jax.jit(lambda x: backbone.apply(variables, x, False, 0, stop))(x)
-    pooled = jax.jit(lambda x: backbone.apply(variables, x, False, stop).mean((1, 2)))(block)
-    for ours, theirs in zip((block, pooled), middle(x, training=False), strict=True):
-        assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("alpha", PARAMETERS)
-def test_logits_with_top_equal_keras(alpha, tmp_path):
-    reference = keras_model(alpha, (96, 96), classifier_activation=None)
+def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_path):
+    reference = keras_model(alpha, size, classifier_activation=None)
     reference.save(tmp_path / "top.h5")
+    wanted = [reference.get_layer("block_8_add"), reference.layers[-2], reference.layers[-1]]
+    reference = keras.Model(reference.input, [layer.output for layer in wanted])
     backbone = zoo.BACKBONES[name_of(alpha)]()
-    variables = load(tmp_path / "top.h5", backbone)
-    kernel, bias = reference.get_layer("predictions").get_weights()
+    loaded = load(tmp_path / "top.h5", backbone)
     model = Classifier(backbone, 1000, 0.0, backbone.pixels)
-    variables = {
-        "params": {"backbone": variables["params"], "head": {"kernel": kernel, "bias": bias}},
-        "batch_stats": {"backbone": variables["batch_stats"]},
-    }
-    images = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 3)).astype(np.uint8)
+    variables = {name: {"backbone": tree} for name, tree in loaded.items()}
+    variables["params"]["head"] = dict(zip(("kernel", "bias"), wanted[-1].get_weights(), strict=True))
+    middle = backbone.stages.index("block_8") + 1
+
+    @jax.jit
+    def run(images):
+        block = model.apply(variables, images, 0, middle, method="run")
+        pooled = model.apply(variables, block, middle, len(backbone.stages), method="run").mean((1, 2))
+        return block, pooled, model.apply(variables, pooled, len(backbone.stages))
+
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, 3)).astype(np.uint8)
     scaled = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
-    assert_close(jax.jit(model.apply)(variables, images), reference(scaled, training=False))
+    for ours, theirs in zip(run(images), reference(scaled, training=False), strict=True):
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("alpha", PARAMETERS)

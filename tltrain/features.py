@@ -156,11 +156,9 @@ def _locked(path: Path) -> Iterator[None]:
 def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress):
     split, size = wanted.split, config.batch_size
     start, stored = base or (0, None)
-    forward = _compiled(model, start, wanted.cut)
-    frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
-    row = stored.inputs[:0] if stored else np.zeros((0, *config.data.image_size, 3), np.uint8)
-    batch_shape = jax.ShapeDtypeStruct((size, *row.shape[1:]), row.dtype)
-    result = forward.eval_shape(frozen, x=batch_shape)
+    row = stored.inputs[0] if stored else np.zeros((*config.data.image_size, 3), np.uint8)
+    program = (model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
+    result = _lowered(*program).out_info
     dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
     if not folder.with_suffix(".part").exists():
         _check_space(folder.parent, split.num_examples, result.shape[1:], dtype, model, config)
@@ -173,11 +171,12 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
     else:
         options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
         batches = pipeline.from_images(split, index, mask, *options)
-        if len(index) and begin_import():  # TensorFlow comes in while XLA compiles
-            forward(frozen, x=np.zeros(batch_shape.shape, batch_shape.dtype))
+        begin_import()  # TensorFlow comes in while XLA compiles
+    forward = _compiled(*program)
+    frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
 
     def compute(batch, keep):
-        rows = np.asarray(forward(frozen, x=parallel.put(batch["inputs"], mesh))).astype(dtype)
+        rows = np.asarray(forward(frozen, parallel.put(batch["inputs"], mesh))).astype(dtype)
         writer.write(batch["index"][keep], rows[keep], batch["mask"][keep])
         return int(keep.sum())
 
@@ -191,9 +190,17 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
 
 
 @functools.cache
-def _compiled(model: Classifier, start: int, cut: int) -> Any:
-    """`run_frozen`, compiled once for all splits."""
-    return jax.jit(functools.partial(run_frozen, model, start=start, stop=cut), compiler_options=forward_options())
+def _lowered(model: Classifier, start: int, cut: int, shape: tuple[int, ...], dtype: np.dtype, mesh: Mesh) -> Any:
+    """`run_frozen` of `(variables, x)`, traced for `x` of `shape`: knows the shape and dtype of its result."""
+    run = functools.partial(run_frozen, model, start=start, stop=cut)
+    jitted = jax.jit(run, in_shardings=parallel.shardings(mesh), compiler_options=forward_options())
+    return jitted.lower(zoo.shapes(model), jax.ShapeDtypeStruct(shape, dtype))
+
+
+@functools.cache
+def _compiled(*program: Any) -> Any:
+    """The same, compiled once for all splits, and before threads call it."""
+    return _lowered(*program).compile()
 
 
 def _num_workers(mesh: Mesh) -> int:

@@ -52,14 +52,19 @@ def make_mesh(batch_size: int) -> Mesh:
     return Mesh(np.asarray(devices), ("batch",))
 
 
+def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of a state, which is on every device, and of a batch, which is divided along its first axis."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, shardings(mesh)[0])
 
 
 def put(batch: Any, mesh: Mesh) -> Any:
     """`batch`, a tree of arrays, divided over the devices along its first axis."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch")))
+    return jax.device_put(batch, shardings(mesh)[1])
 
 
 def prefetch(batches: Iterable[Any], mesh: Mesh, mode: str, depth: int = 2) -> Iterator[Any]:
@@ -89,7 +94,7 @@ def compile_step(
     """
     if mode == "pmap":
         return _compile_pmap(step, state, batch, mesh, per_example)
-    whole, parts = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+    whole, parts = shardings(mesh)
     jitted = jax.jit(
         step,
         in_shardings=(whole, parts),

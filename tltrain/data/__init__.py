@@ -16,9 +16,7 @@ def import_tensorflow() -> Any:
     return tf
 
 
-def begin_import() -> bool:
-    """Lets another thread import TensorFlow; False where it is there already."""
-    if "tensorflow" in sys.modules:
-        return False
-    threading.Thread(target=import_tensorflow, daemon=True).start()
-    return True
+def begin_import() -> None:
+    """Lets another thread import TensorFlow, if it is not there already."""
+    if "tensorflow" not in sys.modules:
+        threading.Thread(target=import_tensorflow, daemon=True).start()
