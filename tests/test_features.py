@@ -1,6 +1,8 @@
 """The feature cache: what is stored is what would be computed, once, and never anything else."""
 
 import collections
+import contextlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,12 +11,13 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY
 from test_main import ENVIRONMENT, write_config
-from test_main import run as run_command
 from test_train import run
 
-from tltrain import features, store
-from tltrain.data import sources
+from tltrain import features, parallel, store
+from tltrain.config import default
+from tltrain.data import import_tensorflow, pipeline, sources
 from tltrain.data.preprocess import Augment, load_image
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.models import zoo
@@ -155,18 +158,26 @@ def test_a_full_disk_is_refused_with_the_cuts_that_fit(tiny, tmp_path, monkeypat
     assert len(result["phases"]["finetune"]["history"]) == 1
 
 
-def test_two_runs_at_once_compute_a_store_once(tiny, tmp_path, monkeypatch):
-    made = []
+def test_two_at_once_compute_a_store_once(tiny, monkeypatch):
+    import_tensorflow()
+    made, found = [], []
     extract = features._extract
     monkeypatch.setattr(features, "_extract", lambda folder, *rest: (made.append(folder), extract(folder, *rest)))
-    tiny.finetune.epochs = 0
-    threads = [threading.Thread(target=run, args=(tiny, tmp_path / name)) for name in "ab"]
+    model, split = zoo.create(tiny, 2), sources.load(tiny.data).splits["train"]
+    arguments = (tiny, model, zoo.init(model, 0, None), features.Wanted(split, 3), None)
+    corrupt, mesh = pipeline.Corrupt(split, 0.0, print), parallel.make_mesh(tiny.batch_size)
+
+    def ensure():
+        quiet = contextlib.nullcontext(lambda done: None)
+        found.append(features.ensure(*arguments, corrupt, mesh, lambda *_: quiet))
+
+    threads = [threading.Thread(target=ensure) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == len(set(made)) == 2
-    assert (tmp_path / "a" / "report.json").exists() and (tmp_path / "b" / "report.json").exists()
+    assert len(made) == 1
+    np.testing.assert_array_equal(found[0].inputs, found[1].inputs)
 
 
 def test_a_row_is_what_the_frozen_stages_make_of_the_image(tiny, tmp_path, images):
@@ -203,33 +214,23 @@ sys.exit(code)
 """
 
 
-def test_tensorflow_is_not_imported_where_the_features_exist(images, tmp_path):
-    config = write_config(tmp_path, images, "config.finetune.epochs = 0")
-    assert run_command(config, "--workdir", str(tmp_path / "first")).returncode == 0
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "--config", str(config), "--workdir", str(tmp_path / "again")]
+def test_tensorflow_is_not_imported_where_the_features_exist(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
+    path = write_config(tmp_path, images, "config.finetune.epochs = 0")
+    run(runpy.run_path(str(path))["get_config"](), tmp_path / "first")
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "--config", str(path), "--workdir", str(tmp_path / "again")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-TFDS_LABELS = """
-import sys
-from tltrain.config import default
-from tltrain.data import sources
-config = default()
-config.data.data_dir = sys.argv[1]
-split = sources.load(config.data).splits["val"]
-print(split.num_examples, int(split.labels.sum()), "tensorflow" in sys.modules)
-assert split.read(0)[:2] == b"\\xff\\xd8"
-"""
-
-
 @pytest.mark.shared_data
-def test_labels_of_tfds_are_read_once(shared_data, tmp_path):
-    def read():
-        command = [sys.executable, "-c", TFDS_LABELS, str(shared_data / "tfds")]
-        environment = ENVIRONMENT | {"TLTRAIN_CACHE": str(tmp_path)}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-
-    first, second = read(), read()
-    assert first == ["400", first[1], "True"]
-    assert second == ["400", first[1], "False"]
+def test_labels_of_tfds_are_read_once(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
+    config = default()
+    config.data.data_dir = str(shared_data / "tfds")
+    first = sources.load(config.data).splits["val"]
+    assert first.read(0)[:2] == b"\xff\xd8"
+    monkeypatch.setattr(sources, "_read_records", lambda *_: pytest.fail("read again"))
+    second = sources.load(config.data).splits["val"]
+    np.testing.assert_array_equal(first.labels, second.labels)
+    assert (second.ids, second.fingerprint) == (first.ids, first.fingerprint)

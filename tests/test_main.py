@@ -53,9 +53,9 @@ def command(config, *arguments):
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
-def run(config, *arguments, cwd=None):
+def run(config, *arguments, cwd=None, environment=ENVIRONMENT):
     return subprocess.run(
-        command(config, *arguments), env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, check=False
+        command(config, *arguments), env=environment, cwd=cwd, capture_output=True, text=True, check=False
     )
 
 
@@ -68,7 +68,6 @@ def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_en
         lambda: any((tmp_path / "features").glob("*.part/rows.npy")),
         lambda: (killed / "checkpoints" / "probe").is_dir() and any((killed / "checkpoints" / "probe").glob("*tmp*")),
         lambda: (killed / "checkpoints" / "probe" / "manifest_6.json").exists(),
-        lambda: (killed / "checkpoints" / "finetune").is_dir(),
         lambda: any((killed / "checkpoints" / "finetune").glob("[0-9]*")),
         lambda: (killed / "checkpoints" / "finetune" / "manifest_10.json").exists(),
     ]
@@ -166,11 +165,13 @@ def test_every_shipped_config_runs(name, shared_data, images, tmp_path):
         weights = shared_data / "weights" / "mobilenet_v2_1.0_no_top_keras_layout.h5"
         arguments.append(f"--config.model.weights={weights}")
     if name == "cats_dogs.py":
-        arguments += [f"--config.data.data_dir={shared_data / 'tfds'}"]
-        arguments += ["--config.data.splits=('train[:4%]', 'train[96%:]')"]
+        arguments.append(f"--config.data.data_dir={shared_data / 'tfds'}")
     if name == "image_folder.py":
         arguments.append(f"--config.data.source=folder:{images}")
-    done = run(ROOT / "configs" / name, *arguments, cwd=tmp_path)
+    else:
+        arguments.append("--config.data.splits=('train[:4%]', 'train[96%:]')")
+    quickly_compiled = ENVIRONMENT | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = run(ROOT / "configs" / name, *arguments, cwd=tmp_path, environment=quickly_compiled)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -37,7 +37,8 @@ def test_eight_devices_agree_with_one(tiny, tmp_path):
     tiny.batch_size = 16
     tiny.model.dropout = 0.3
     tiny.finetune.update(batch_norm="train", optimizer="sgd", learning_rate=1e-2, clip_norm=1.0)
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(Path(__file__).parent)}
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = {"XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(flatten(tiny)), str(tmp_path)],
         env=os.environ | environment,
