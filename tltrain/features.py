@@ -172,7 +172,7 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
         options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
         batches = pipeline.from_images(split, index, mask, *options)
         begin_import()  # TensorFlow comes in while XLA compiles
-    forward = _compiled(*program)
+    forward = compile_forward(*program)
     frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
 
     def compute(batch, keep):
@@ -182,8 +182,8 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
 
     title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
     done = split.num_examples - int(writer.missing.sum())
-    with progress(title, split.num_examples) as update, ThreadPoolExecutor(_num_workers(mesh)) as pool:
-        for count in _in_order(pool, compute, zip(batches, mask, strict=True), 2 * _num_workers(mesh)):
+    with progress(title, split.num_examples) as update, ThreadPoolExecutor(num_workers(mesh)) as pool:
+        for count in _in_order(pool, compute, zip(batches, mask, strict=True), 2 * num_workers(mesh)):
             done += count
             update(done)
     writer.finish(facts)
@@ -198,12 +198,17 @@ def _lowered(model: Classifier, start: int, cut: int, shape: tuple[int, ...], dt
 
 
 @functools.cache
-def _compiled(*program: Any) -> Any:
-    """The same, compiled once for all splits, and before threads call it."""
-    return _lowered(*program).compile()
+def compile_forward(
+    model: Classifier, start: int, cut: int, shape: tuple[int, ...], dtype: np.dtype, mesh: Mesh
+) -> Callable[[dict, jax.Array], jax.Array]:
+    """`run_frozen(model, variables, x, start, cut)` as a function of `(variables, x)`, for `x` of `shape` and `dtype`.
+
+    Compiled once for all splits; `num_workers` threads may call it side by side.
+    """
+    return _lowered(model, start, cut, shape, dtype, mesh).compile()
 
 
-def _num_workers(mesh: Mesh) -> int:
+def num_workers(mesh: Mesh) -> int:
     """Threads that run the forward pass: on one CPU device batches side by side keep all cores busy to the end."""
     if mesh.size > 1:
         return 1  # programs that span devices must start in one order on all of them
