@@ -17,7 +17,7 @@ from test_train import run
 
 from tltrain import features, parallel, store
 from tltrain.config import default
-from tltrain.data import import_tensorflow, pipeline, sources
+from tltrain.data import import_tensorflow, pipeline, sources, tfds_source
 from tltrain.data.preprocess import Augment, load_image
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.models import zoo
@@ -230,7 +230,7 @@ def test_labels_of_tfds_are_read_once(shared_data, tmp_path, monkeypatch):
     config.data.data_dir = str(shared_data / "tfds")
     first = sources.load(config.data).splits["val"]
     assert first.read(0)[:2] == b"\xff\xd8"
-    monkeypatch.setattr(sources, "_read_records", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(tfds_source, "_read_records", lambda *_: pytest.fail("read again"))
     second = sources.load(config.data).splits["val"]
     np.testing.assert_array_equal(first.labels, second.labels)
     assert (second.ids, second.fingerprint) == (first.ids, first.fingerprint)

@@ -8,9 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a file imports only files below it in this list
 ORDER = (
-    "main train loop evaluate inputs features store steps optim report tensorboard workdir checkpoint parallel "
-    "data.pipeline data.sources data.preprocess data console models.zoo freeze weights download models.classifier "
-    "models.mobilenet_v2 models.backbone models.layers metrics config errors"
+    "main train loop evaluate inputs features forward store steps optim report tensorboard workdir checkpoint parallel "
+    "data.pipeline data.sources data.folder_source data.tfds_source data.split data.preprocess data console "
+    "models.zoo freeze weights download models.classifier models.mobilenet_v2 models.backbone models.layers "
+    "metrics config errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint", "absl": "main"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
@@ -45,7 +46,7 @@ def test_a_file_imports_only_what_lies_below_it(path):
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_files_and_functions_are_short(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 280
+    assert len(text.splitlines()) <= 250
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 80, node.name

@@ -4,20 +4,21 @@ import contextlib
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
 from conftest import write_images
 from PIL import Image
 
-from tltrain import train
+from tltrain import report, train
 from tltrain.checkpoint import Checkpoints, with_leaves
-from tltrain.data import sources
+from tltrain.data import pipeline, sources
 from tltrain.errors import ConfigError, DataError, DivergedError, TerminatedError, WorkdirError
 from tltrain.models import zoo
 from tltrain.workdir import Clock, Workdir
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "share_waiting_for_input", "images_per_second")
 
 
 def run(config, path, **options):
@@ -72,6 +73,20 @@ def test_a_run_leaves_a_whole_record(tiny, tmp_path):
     assert np.asarray(result["test"]["confusion"]).sum() == result["num_examples"]["test"]
     assert result["class_counts"]["train"] == {"dark": 11, "light": 18}
     assert {"data", "features", "compile", "train", "eval"} <= set(result["seconds"])
+
+
+def test_the_report_says_that_a_phase_waited_for_its_input(tiny, tmp_path, monkeypatch):
+    def slow(*args):
+        for batch in from_arrays(*args):
+            time.sleep(0.05)
+            yield batch
+
+    from_arrays = pipeline.from_arrays
+    monkeypatch.setattr(pipeline, "from_arrays", slow)
+    probe = run(tiny, tmp_path / "run")["phases"]["probe"]
+    assert probe["seconds"] * probe["share_waiting_for_input"] >= 0.05 * len(probe["history"])
+    assert report.waits_for(probe).startswith("input")
+    assert report.waits_for({"share_waiting_for_input": 0.01}) == "compute 99%"
 
 
 def test_it_learns_what_can_be_learned(tiny, tmp_path):

@@ -213,11 +213,8 @@ def validate(config: ConfigDict) -> None:
     if not problems:
         problems = _conflicts(config)
     if problems:
-        raise ConfigError("the config has " + _count(problems) + "; " + "; ".join(problems))
-
-
-def _count(problems):
-    return "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError("; ".join([f"the config has {count}", *problems]))
 
 
 def _conflicts(config) -> list[str]:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from tltrain import console, metrics, parallel
 from tltrain.data import pipeline
-from tltrain.data.sources import Data
+from tltrain.data.split import Data
 from tltrain.inputs import SplitInputs
 
 

@@ -5,18 +5,15 @@ and the examples. `python -m tltrain.features --list` shows what is stored, `--c
 """
 
 import argparse
-import collections
 import contextlib
 import fcntl
 import functools
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,15 +23,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, parallel, store
+from tltrain import console, forward, parallel, store
 from tltrain.data import begin_import, pipeline
 from tltrain.data.preprocess import Augment
-from tltrain.data.sources import Split
+from tltrain.data.split import Split
 from tltrain.download import cache_dir
 from tltrain.errors import WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier, run_frozen
-from tltrain.models.layers import forward_options
 
 FORMAT = 2  # raise it when the numbers or the files of a store change their meaning
 
@@ -157,8 +153,8 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
     split, size = wanted.split, config.batch_size
     start, stored = base or (0, None)
     row = stored.inputs[0] if stored else np.zeros((*config.data.image_size, 3), np.uint8)
-    program = (model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
-    result = _lowered(*program).out_info
+    program = forward.Program(model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
+    result = forward.result(program)
     dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
     if not folder.with_suffix(".part").exists():
         _check_space(folder.parent, split.num_examples, result.shape[1:], dtype, model, config)
@@ -172,58 +168,21 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
         options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
         batches = pipeline.from_images(split, index, mask, *options)
         begin_import()  # TensorFlow comes in while XLA compiles
-    forward = compile_forward(*program)
+    run = forward.compiled(program)
     frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
 
     def compute(batch, keep):
-        rows = np.asarray(forward(frozen, parallel.put(batch["inputs"], mesh))).astype(dtype)
+        rows = np.asarray(run(frozen, parallel.put(batch["inputs"], mesh))).astype(dtype)
         writer.write(batch["index"][keep], rows[keep], batch["mask"][keep])
         return int(keep.sum())
 
     title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
     done = split.num_examples - int(writer.missing.sum())
-    with progress(title, split.num_examples) as update, ThreadPoolExecutor(num_workers(mesh)) as pool:
-        for count in _in_order(pool, compute, zip(batches, mask, strict=True), 2 * num_workers(mesh)):
+    with progress(title, split.num_examples) as update:
+        for count in forward.in_order(compute, zip(batches, mask, strict=True), mesh):
             done += count
             update(done)
     writer.finish(facts)
-
-
-@functools.cache
-def _lowered(model: Classifier, start: int, cut: int, shape: tuple[int, ...], dtype: np.dtype, mesh: Mesh) -> Any:
-    """`run_frozen` of `(variables, x)`, traced for `x` of `shape`: knows the shape and dtype of its result."""
-    run = functools.partial(run_frozen, model, start=start, stop=cut)
-    jitted = jax.jit(run, in_shardings=parallel.shardings(mesh), compiler_options=forward_options())
-    return jitted.lower(zoo.shapes(model), jax.ShapeDtypeStruct(shape, dtype))
-
-
-@functools.cache
-def compile_forward(
-    model: Classifier, start: int, cut: int, shape: tuple[int, ...], dtype: np.dtype, mesh: Mesh
-) -> Callable[[dict, jax.Array], jax.Array]:
-    """`run_frozen(model, variables, x, start, cut)` as a function of `(variables, x)`, for `x` of `shape` and `dtype`.
-
-    Compiled once for all splits; `num_workers` threads may call it side by side.
-    """
-    return _lowered(model, start, cut, shape, dtype, mesh).compile()
-
-
-def num_workers(mesh: Mesh) -> int:
-    """Threads that run the forward pass: on one CPU device batches side by side keep all cores busy to the end."""
-    if mesh.size > 1:
-        return 1  # programs that span devices must start in one order on all of them
-    return min(os.cpu_count() or 1, 8) if jax.default_backend() == "cpu" else 2
-
-
-def _in_order(pool, function, arguments, ahead):
-    """Results of `function(*arguments)` from `pool`, with at most `ahead` waiting."""
-    waiting: collections.deque[Future] = collections.deque()
-    for argument in arguments:
-        waiting.append(pool.submit(function, *argument))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _check_space(directory, num_examples, shape, dtype, model, config):

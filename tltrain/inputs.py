@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import console, features, freeze
-from tltrain.data import pipeline, preprocess, sources
+from tltrain.data import pipeline, preprocess
+from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
 from tltrain.models.classifier import Classifier
 from tltrain.workdir import Clock
@@ -40,7 +41,7 @@ class Inputs:
         self,
         config: ConfigDict,
         model: Classifier,
-        data: sources.Data,
+        data: Data,
         mesh: Mesh,
         clock: Clock,
         stop: Callable[[], bool],

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from tltrain import console, evaluate, freeze, metrics, parallel, report, steps
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
+from tltrain.data.split import Data
 from tltrain.errors import DivergedError, TerminatedError
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models.classifier import Classifier
@@ -27,7 +28,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     work: Workdir
-    data: sources.Data
+    data: Data
     model: Classifier
     mesh: Mesh
     inputs: Inputs
@@ -78,7 +79,7 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         entry = {"phase": phase.name, "epoch": epoch + 1, "step": step, "train": total.summary(), "val": scores}
         _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch + 1}")
         phase.record["history"].append(entry)
-        phase.record.update(partial=None, seconds=phase.record["seconds"] + passed, clock=run.clock.total())
+        phase.record.update(partial=None, clock=run.clock.total())
         run.work.append_metrics(entry | {"seconds": passed})
         run.scalars.write(
             phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
@@ -120,10 +121,10 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
     pending: list[Any] = []
     batches = parallel.prefetch(train.batches(epoch, first), run.mesh, run.config.parallel)
     title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
-    started, shown = time.perf_counter(), time.perf_counter()
+    started, shown, waited = time.perf_counter(), time.perf_counter(), run.clock.seconds["input"]
     with console.progress(title, phase.steps_per_epoch, first) as update:
         for i in range(first, phase.steps_per_epoch):
-            with run.clock("data"):
+            with run.clock("input"):
                 batch = next(batches)
             with run.clock("train"):
                 state, step_metrics = train_step(state, batch)
@@ -135,7 +136,9 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
             if save or stop or last or step % run.config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
                 with run.clock("train"):
                     _drain(run, phase, pending, total, step)
-                shown = time.perf_counter()
+                phase.record["seconds"] += time.perf_counter() - shown
+                phase.record["seconds_waiting"] += run.clock.seconds["input"] - waited
+                shown, waited = time.perf_counter(), run.clock.seconds["input"]
                 rate = (i + 1 - first) * run.config.batch_size / (shown - started)
                 update(i + 1, report.progress_note(total.summary(), rate))
             if stop:

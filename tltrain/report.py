@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import console, freeze
-from tltrain.data.sources import Data
+from tltrain.data.split import Data
 
 
 def number(value: float | None) -> str:
@@ -83,6 +83,7 @@ def phase_result(
         "last": history[-1],
         "history": history,
         "seconds": round(record["seconds"], 3),
+        "share_waiting_for_input": round(record["seconds_waiting"] / record["seconds"], 4),
         "images_per_second": round(num_images * len(history) / record["seconds"], 1),
     }
 
@@ -100,6 +101,12 @@ def of_run(data: Data, phases: dict[str, Any], chosen: str, origin: dict[str, An
     }
 
 
+def waits_for(phase: dict[str, Any]) -> str:
+    """What limits the speed of a finished phase, with its share of the seconds of the training steps."""
+    share = phase["share_waiting_for_input"]
+    return f"input {share:.0%}" if share > 0.5 else f"compute {1 - share:.0%}"
+
+
 def show(report: dict[str, Any], workdir: Path) -> None:
     """Prints the result of a run: one row a phase, then the chosen model and where everything lies."""
     rows = []
@@ -108,8 +115,8 @@ def show(report: dict[str, Any], workdir: Path) -> None:
         row = [name, f"{best['epoch']}/{phase['epochs']}"]
         row += [number(best["val"].get(key)) for key in ("loss", "accuracy", "auc")]
         row += [number(last["val"]["accuracy"]), f"{phase['images_per_second']:.0f}", f"{phase['seconds']:.1f}"]
-        rows.append(row)
-    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
+        rows.append([*row, waits_for(phase)])
+    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds", "waits for"]
     console.say("")
     console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
     chosen, counts = report["chosen"], report["class_counts"]["val"]

@@ -95,7 +95,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     schedule = optim.make_schedule(config, per_epoch)
     tx = optim.make(config, schedule, plan.labels)
     state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
-    record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "clock": {}}
+    record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
     frozen = freeze.prefixes(run.model.backbone.stages, plan.cut)
     with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, frozen)) as checkpoints:

@@ -1,5 +1,6 @@
 """The record of a run on disk: config, environment, metrics by step, one lock; and the clock of its parts."""
 
+import collections
 import contextlib
 import fcntl
 import json
@@ -28,7 +29,7 @@ class Clock:
     """Seconds spent by part; parts may be entered many times, and one inside another counts for the inner one alone."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = collections.defaultdict(float)
         self._earlier: dict[str, float] = {}
         self._inner = [0.0]
 
@@ -39,7 +40,7 @@ class Clock:
     def total(self) -> dict[str, float]:
         """Seconds by part, of this process and of those it resumed."""
         parts = dict.fromkeys([*self._earlier, *self.seconds])
-        return {part: self._earlier.get(part, 0.0) + self.seconds.get(part, 0.0) for part in parts}
+        return {part: self._earlier.get(part, 0.0) + self.seconds[part] for part in parts}
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -50,7 +51,7 @@ class Clock:
             yield
         finally:
             passed = time.perf_counter() - start
-            self.seconds[part] = self.seconds.get(part, 0.0) + passed - self._inner.pop()
+            self.seconds[part] += passed - self._inner.pop()
             self._inner[-1] += passed
 
 

@@ -96,11 +96,9 @@ def onnx(job):
 
 
 def tltrain(job):
-    from concurrent.futures import ThreadPoolExecutor
-
     import jax
 
-    from tltrain import features, parallel, weights
+    from tltrain import forward, parallel, weights
     from tltrain.config import default
     from tltrain.models import zoo
     from tltrain.models.classifier import run_frozen
@@ -111,20 +109,21 @@ def tltrain(job):
     variables = zoo.init(model, 0, loaded.variables)
     mesh = parallel.make_mesh(job["batch_size"])
     last = len(model.backbone.stages)
-    shape = (job["batch_size"], *job["image_size"], 3)
-    run = features.compile_forward(model, 0, last, shape, np.dtype(np.uint8), mesh)
+    program = forward.Program(model, 0, last, (job["batch_size"], *job["image_size"], 3), np.dtype(np.uint8), mesh)
+    run = forward.compiled(program)
     variables = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
-    workers = features.num_workers(mesh)
-    pool = ThreadPoolExecutor(workers)
 
-    def forward(images):
+    def one_batch(images):
+        return np.asarray(run(variables, parallel.put(images, mesh)))
+
+    def all_batches(images):
         batches = np.split(images, len(images) // job["batch_size"])
-        return np.concatenate(list(pool.map(lambda x: np.asarray(run(variables, jax.device_put(x))), batches)))
+        return np.concatenate(list(forward.in_order(one_batch, zip(batches, strict=True), mesh)))
 
     one = jax.ShapeDtypeStruct((1, *job["image_size"], 3), np.uint8)
     whole = jax.jit(lambda variables, x: run_frozen(model, variables, x, 0, last)).lower(variables, one)
-    forward.gflop = whole.cost_analysis()["flops"] / 1e9
-    return forward
+    all_batches.gflop = whole.cost_analysis()["flops"] / 1e9
+    return all_batches
 
 
 LIBRARIES = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from tltrain.data import import_tensorflow
 from tltrain.data.preprocess import Augment, load_image
-from tltrain.data.sources import Split
+from tltrain.data.split import Split
 from tltrain.errors import DataError
 
 Batch = dict[str, Any]

@@ -1,0 +1,180 @@
+"""Images a second of the frozen forward pass, the probe step and the fine-tune step, from NumPy batches.
+
+    python benchmarks/accelerator.py tltrain     # on a GPU, a TPU, or a CPU with --sizes 32
+    python benchmarks/accelerator.py torch       # the same in PyTorch with torch.compile, in its environment
+
+MobileNetV2 at 224x224, random weights, float32 and bfloat16. The probe step starts at stored pooled features, the
+fine-tune step at the stored activations before block_13, as runs of tltrain do; for PyTorch they are given likewise.
+`of peak` is the share of what the device reaches on a matrix product of the same dtype (operations as XLA counts them)
+or on a copy of a large array (bytes read and written), whichever is larger: that one is the limit.
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+CUT, CHANNELS = "block_12", 96  # the last frozen stage of the fine-tune, and the channels after it
+SIZES = (32, 64, 128, 256, 512, 1024)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library", choices=("tltrain", "torch"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="batch sizes")
+    arguments = parser.parse_args()
+    steps = tltrain_steps if arguments.library == "tltrain" else torch_steps
+    print("| what | dtype | batch | img/s | of peak |\n|---|---|---|---|---|")
+    for dtype in ("float32", "bfloat16"):
+        for size in arguments.sizes:
+            for name, step, limit_seconds in steps(dtype, size):
+                seconds = median_seconds(step)
+                share = "" if limit_seconds is None else f"{limit_seconds / seconds:.0%}"
+                print(f"| {name} | {dtype} | {size} | {size / seconds:.0f} | {share} |", flush=True)
+
+
+def median_seconds(step):
+    """Of calls of `step`, which ends when its result is there; the first two only warm up."""
+    step(), step()
+    seconds = []
+    while len(seconds) < 5 or (sum(seconds) < 2 and len(seconds) < 50):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def batches(size):
+    """Images, the activations at the cut, pooled features, and labels, as NumPy arrays."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, 224, 224, 3), np.uint8)
+    maps = rng.normal(size=(size, 14, 14, CHANNELS)).astype(np.float32)
+    pooled = rng.normal(size=(size, 1280)).astype(np.float32)
+    return images, maps, pooled, rng.integers(0, 2, size).astype(np.int32)
+
+
+def tltrain_steps(dtype, size):
+    """Name, step and the shortest possible seconds, of each."""
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+
+    from tltrain import forward, freeze, optim, parallel, steps
+    from tltrain.config import default
+    from tltrain.models import zoo
+
+    config = default()
+    config.model.dtype = dtype
+    model = zoo.create(config, 2)
+    mesh = parallel.make_mesh(size)
+    variables = jax.tree.map(jnp.asarray, zoo.init(model, 0, None))
+    images, maps, pooled, label = batches(size)
+    last, peaks = len(model.backbone.stages), device_peaks(dtype)
+
+    program = forward.Program(model, 0, last, images.shape, images.dtype, mesh)
+    run = forward.compiled(program)
+    frozen = parallel.replicate(variables, mesh)
+    yield "frozen forward", lambda: run(frozen, parallel.put(images, mesh)).block_until_ready(), limit(run, peaks)
+
+    for name, until, inputs in (("probe step", "all", pooled), ("fine-tune step", CUT, maps.astype(dtype))):
+        plan = freeze.plan(variables["params"], model.backbone.stages, until)
+        tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan.labels)
+        state = parallel.replicate(steps.create_state(variables["params"], variables["batch_stats"], tx), mesh)
+        step = functools.partial(
+            steps.train_step,
+            model=model,
+            tx=tx,
+            plan=plan,
+            start=plan.cut,
+            seed=0,
+            batch_norm_train=False,
+            smoothing=0.0,
+            class_weights=jnp.ones(2),
+        )
+        mask, index = np.ones(size, bool), np.arange(size, dtype=np.int32)
+        batch = {"inputs": inputs, "label": label, "mask": mask, "index": index}
+        compiled = parallel.compile_step(step, state, batch, mesh, "jit")
+
+        def train(compiled=compiled, state=state, batch=batch):
+            jax.block_until_ready(compiled(state, parallel.put(batch, mesh)))
+
+        yield name, train, limit(compiled, peaks)
+
+
+def device_peaks(dtype):
+    """FLOP/s of a matrix product, and bytes/s of a copy, of this device."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 8192 if jax.default_backend() != "cpu" else 2048
+    a, flat = jnp.ones((n, n), dtype), jnp.ones(n * n * 4, jnp.float32)
+    product, copy = jax.jit(jnp.matmul), jax.jit(jnp.negative)
+    flops = 2 * n**3 / median_seconds(lambda: product(a, a).block_until_ready())
+    return flops, 2 * flat.nbytes / median_seconds(lambda: copy(flat).block_until_ready())
+
+
+def limit(compiled, peaks):
+    """The shortest possible seconds of a compiled program on a device with these peaks, by XLA's own counts."""
+    costs = compiled.cost_analysis()
+    return max(costs["flops"] / peaks[0], costs["bytes accessed"] / peaks[1])
+
+
+def torch_steps(dtype, size):
+    """Name and step of each; what is the least possible is the same for both libraries, so it is not repeated."""
+    import torch
+    import torchvision
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = torch.channels_last
+    base = torchvision.models.mobilenet_v2(weights=None).features.to(device, memory_format=layout).eval()
+    first = int(CUT.removeprefix("block_")) + 2  # after the stem and expanded_conv, then past the cut
+    top, head = base[first:], torch.nn.Linear(1280, 1).to(device)
+    images, maps, pooled, label = batches(size)
+    low = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def sent(array):
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    def nchw(array):
+        return sent(array).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+    def finish():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    whole = torch.compile(lambda x: base(x.float() / 127.5 - 1).mean((2, 3)))
+
+    def forward():
+        with torch.inference_mode(), low:
+            whole(nchw(images))
+        finish()
+
+    yield "frozen forward", forward, None
+
+    models = {
+        "probe step": (head.parameters(), torch.compile(head), lambda: sent(pooled)),
+        "fine-tune step": (
+            [*top.parameters(), *head.parameters()],
+            torch.compile(lambda x: head(top(x).float().mean((2, 3)))),
+            lambda: nchw(maps),
+        ),
+    }
+    for name, (parameters, model, inputs) in models.items():
+        optimizer = torch.optim.Adam(parameters, 1e-3, fused=device == "cuda")
+
+        def train(model=model, inputs=inputs, optimizer=optimizer):
+            optimizer.zero_grad()
+            with low:
+                logits = model(inputs())
+            target = sent(label).float()
+            torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), target).backward()
+            optimizer.step()
+            finish()
+
+        yield name, train, None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The compiled forward pass of frozen stages, over batches, on all cores."""
+
+import collections
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tltrain import parallel
+from tltrain.models import zoo
+from tltrain.models.classifier import Classifier, run_frozen
+from tltrain.models.layers import forward_options
+
+Result = TypeVar("Result")
+
+
+class Program(NamedTuple):
+    """Stages `[start, stop)` of `model` for batches of `shape` and `dtype`, divided over `mesh`."""
+
+    model: Classifier
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    mesh: Mesh
+
+
+@functools.cache
+def _lowered(program: Program) -> Any:
+    run = functools.partial(run_frozen, program.model, start=program.start, stop=program.stop)
+    jitted = jax.jit(run, in_shardings=parallel.shardings(program.mesh), compiler_options=forward_options())
+    return jitted.lower(zoo.shapes(program.model), jax.ShapeDtypeStruct(program.shape, program.dtype))
+
+
+def result(program: Program) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what `program` makes of a batch, without compiling it."""
+    return _lowered(program).out_info
+
+
+@functools.cache
+def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
+    """`run_frozen` as a function of `(variables, x)`, compiled once a process; threads may call it side by side."""
+    return _lowered(program).compile()
+
+
+def in_order(function: Callable[..., Result], arguments: Iterable[tuple], mesh: Mesh) -> Iterator[Result]:
+    """Results of `function(*argument)`, which runs a program on `mesh`, in order, from as many threads as pay off.
+
+    On one CPU device batches side by side keep all cores busy to the end; on an accelerator the transfer of one batch
+    overlaps with the computation of another. Programs that span devices must start in one order on all of them.
+    """
+    threads = min(os.cpu_count() or 1, 8) if jax.default_backend() == "cpu" else 2
+    threads = threads if mesh.size == 1 else 1
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for argument in arguments:
+            waiting.append(pool.submit(function, *argument))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
