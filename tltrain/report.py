@@ -115,8 +115,8 @@ def show(report: dict[str, Any], workdir: Path) -> None:
         row = [name, f"{best['epoch']}/{phase['epochs']}"]
         row += [number(best["val"].get(key)) for key in ("loss", "accuracy", "auc")]
         row += [number(last["val"]["accuracy"]), f"{phase['images_per_second']:.0f}", f"{phase['seconds']:.1f}"]
-        rows.append([*row, waits_for(phase)])
-    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds", "waits for"]
+        rows.append(row)
+    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
     console.say("")
     console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
     chosen, counts = report["chosen"], report["class_counts"]["val"]
@@ -132,5 +132,7 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     skipped = sum(report["num_corrupt"].values())
     if skipped:
         console.say(f"{skipped} unreadable images were skipped.")
+    waits = ", ".join(f"{name} {waits_for(phase)}" for name, phase in report["phases"].items())
+    console.say(f"Steps wait for: {waits} of their time.")
     console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
     console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")
