@@ -4,12 +4,12 @@
     python benchmarks/peers.py --config configs/cats_dogs.py --config.data.data_dir=...   # any job of two phases
 
 Run by the Python that has tltrain (`.venv/bin/python` after `bash launch/setup.sh`). The first time an environment of
-their own is made for the others, 8 GB from PyPI, in benchmarks/peers/.venv. Two cores: 20 minutes for Keras on JAX,
-which runs once, and 12 minutes a round. Leave the machine alone meanwhile. Round r has seed r.
+their own is made for the others, 8 GB from PyPI, in benchmarks/peers/.venv. Two cores: 27 minutes a round; Keras on
+JAX, at about ten images a second, comes on top, once. Leave the machine alone meanwhile. Round r has seed r.
 
 Every library gets the same images, arrays, rates, epochs and batches. Those that do not read TFDS get the encoded
-images as files, written beforehand. Seconds are those of the whole process; memory is what its
-processes hold at most together.
+images as files, written beforehand. Seconds are those of the whole process; memory is what its processes hold at most
+together.
 """
 
 import json
