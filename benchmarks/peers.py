@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from tltrain import config as config_lib
 from tltrain import console, download, freeze, weights
 from tltrain.data import sources
 from tltrain.models import zoo
@@ -62,7 +63,11 @@ FORWARD = {
 def main(_):
     python = PYTHON.value or make_environment()
     out = Path(OUT.value)
-    results = json.loads(out.read_text()) if out.exists() else {}
+    given = json.loads(config_lib.to_json(CONFIG.value))
+    kept = json.loads(out.read_text()) if out.exists() else {"config": given, "rows": {}}
+    if changed := config_lib.differences(CONFIG.value, kept["config"]):
+        raise SystemExit(f"{out} holds measurements of another job: {', '.join(changed)}; choose another --out")
+    results = kept["rows"]
     with tempfile.TemporaryDirectory(prefix="tltrain_peers_") as scratch:
         job = export(CONFIG.value, Path(scratch))
         rows = [name for name in (*JOBS, *FORWARD) if not ONLY.value or name in ONLY.value]
@@ -74,7 +79,7 @@ def main(_):
                 console.say(f"round {r + 1}: {name} ...")
                 runs.append(measure(name, job | {"seed": r}, python))
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(results, indent=1))
+                out.write_text(json.dumps(kept, indent=1))
     show(results)
 
 
@@ -191,9 +196,9 @@ def tltrain_result(report):
 def show(results):
     """The tables, in Markdown."""
     cores = os.cpu_count()
-    print(f"\n{platform.machine()}, {cores} cores; medians of {ROUNDS.value} alternating runs\n")
-    print("| whole job, one process | seconds | x tltrain cold | peak MiB | val accuracy | fine-tune epoch, s |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n{platform.machine()}, {cores} cores; medians of alternating runs\n")
+    print("| whole job, one process | runs | seconds | x tltrain cold | peak MiB | val accuracy | fine-tune epoch, s |")
+    print("|---|---|---|---|---|---|---|")
     for name in [name for name in JOBS if results.get(name)]:
         runs = results[name]
         seconds = median(runs, "seconds")
@@ -203,7 +208,7 @@ def show(results):
         accuracy = statistics.mean(run[last] for run in runs)
         epoch = statistics.median(min(run["finetune_epochs"]) for run in runs) if last == "finetune" else None
         print(
-            f"| {name} | {seconds:.1f} | {ratio} | {median(runs, 'mib'):.0f} | {accuracy:.4f} "
+            f"| {name} | {len(runs)} | {seconds:.1f} | {ratio} | {median(runs, 'mib'):.0f} | {accuracy:.4f} "
             f"| {'' if epoch is None else f'{epoch:.1f}'} |"
         )
     print("\n| frozen forward pass | img/s | share of the matmul peak |")
