@@ -4,19 +4,34 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_console = Console(highlight=False, soft_wrap=True)
+_FILE_WIDTH = 120  # characters of a table where there is no terminal
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 _PLAIN_SECONDS = 15.0  # between two plain lines about the same work
 
 
 def say(text: str) -> None:
     """One line."""
     _console.print(text, markup=False)
+
+
+@contextlib.contextmanager
+def into(path: Path) -> Iterator[None]:
+    """Within the block all but warnings goes to the end of the file `path`, as plain lines."""
+    global _console
+    before = _console
+    with path.open("a") as file:
+        _console = Console(file=file, width=_FILE_WIDTH, highlight=False, soft_wrap=True)
+        try:
+            yield
+        finally:
+            _console = before
 
 
 def warn(text: str) -> None:

@@ -104,11 +104,7 @@ class Workdir:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the workdir, None where it is not there."""
-        path = self.path / name
-        try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except (OSError, ValueError) as error:
-            raise WorkdirError(f"cannot read {path}; {error}; remove it or choose another --workdir") from error
+        return read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file as a whole: the old content or the new stands there, never a part."""
@@ -147,6 +143,18 @@ class Workdir:
         part = path.with_suffix(".part")
         part.write_text("".join(kept))
         part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a workdir, None where it is not there.
+
+    Raises:
+        WorkdirError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"cannot read {path}; {error}; remove it or choose another --workdir") from error
 
 
 def _without_nan(value):

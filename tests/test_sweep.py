@@ -1,0 +1,120 @@
+"""Sweeps: every arm with every seed, past what fails, from where it stopped, to a table that can be trusted."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_main import ENVIRONMENT, write_config
+from test_train import run as run_alone
+from test_train import without_times
+
+from tltrain import sweep, table
+from tltrain.errors import ConfigError, TerminatedError
+
+ARMS = [{}, {"finetune.freeze_until": "all"}]
+
+
+def never():
+    return False
+
+
+def reports(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("report.json")}
+
+
+def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
+    runs = sweep.members(tiny, ARMS, 2, tmp_path / "sweep")
+    assert sweep.run(runs, tmp_path / "sweep", never) == 0
+    assert len(reports(tmp_path / "sweep")) == 4
+    tiny.update(seed=1)
+    tiny.finetune.freeze_until = "all"
+    alone = json.loads(json.dumps(run_alone(tiny, tmp_path / "alone")))
+    path = tmp_path / "sweep" / "freeze_until=all" / "seed_1"
+    assert without_times(json.loads((path / "report.json").read_text())) == without_times(alone)
+    assert "Result on" in (path / "output.txt").read_text()
+
+
+def test_an_arm_that_fails_is_shown_and_the_others_go_on(tiny, tmp_path, capsys):
+    tiny.finetune.update(optimizer="sgd", freeze_until=None)
+    runs = sweep.members(tiny, [{"finetune.learning_rate": 1e30}, {"finetune.learning_rate": 1e-3}], 1, tmp_path)
+    assert sweep.run(runs, tmp_path, never) == 3
+    assert list(reports(tmp_path)) == ["learning_rate=0.001/seed_0/report.json"]
+    shown = capsys.readouterr()
+    assert "learning_rate=1e+30, seed 0 failed: finetune: " in shown.err
+    assert "1 of 2 runs failed" in shown.out and "failed" in shown.out.partition("Accuracy on val")[2]
+
+
+def test_a_stopped_sweep_goes_on_and_finished_runs_are_not_done_again(tiny, tmp_path):
+    runs = sweep.members(tiny, ARMS, 1, tmp_path)
+    with pytest.raises(TerminatedError):
+        sweep.run(runs, tmp_path, lambda: bool(reports(tmp_path)))
+    (first, finished_at), *others = reports(tmp_path).items()
+    assert not others
+    assert sweep.run(sweep.members(tiny, ARMS, 1, tmp_path), tmp_path, never) == 0
+    assert reports(tmp_path)[first] == finished_at and len(reports(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    {
+        "misspelt": ([{}, {"finetune.freeze_untl": "all"}], "did you mean 'finetune.freeze_until'"),
+        "no such stage": ([{}, {"finetune.freeze_until": "block_99"}], "block_99.*in the arm"),
+        "wrong type": ([{"probe.epochs": "many"}], "probe.epochs|many"),
+        "twice": ([{"seed": 1}], "--seeds"),
+        "equal arms": ([{}, {}], "twice"),
+    }.values(),
+)
+def test_a_wrong_arm_fails_before_the_first_run(tiny, tmp_path, arms, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.members(tiny, arms, 1, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_config_is_refused_before_the_first_run(tiny, tmp_path):
+    sweep.run(sweep.members(tiny, [{}], 1, tmp_path), tmp_path, never)
+    tiny.probe.learning_rate = 0.5
+    with pytest.raises(ConfigError, match=r"probe.learning_rate: 0.001 -> 0.5"):
+        sweep.members(tiny, [{}], 1, tmp_path)
+
+
+def report_of(accuracy, seconds=2.0):
+    phase = {"trainable_parameters": 1281}
+    chosen = {"phase": "probe", "val": {"accuracy": accuracy}}
+    return {"chosen": chosen, "phases": {"probe": phase}, "seconds": {"train": seconds, "eval": 1.0}}
+
+
+def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
+    arms = {"base": {0: report_of(0.5), 1: report_of(0.75)}, "rate_1": {1: report_of(1.0), 0: report_of(0.75)}}
+    base, other = table.rows(arms)
+    assert (base.n, base.mean, base.difference) == (2, 0.625, 0.0)
+    assert base.std == pytest.approx(np.std([0.5, 0.75], ddof=1))
+    assert (other.difference, other.low, other.high, other.seconds) == (0.25, 0.25, 0.25, 3.0)
+    table.write([base, other], tmp_path)
+    first, second = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert float(first["mean"]) == 0.625 and float(second["difference"]) == 0.25
+    assert "| rate_1 | 2 | 87.50 ± 17.68 | +25.00 |" in (tmp_path / "table.md").read_text()
+    assert r"rate\_1 & 2 & 87.50 $\pm$ 17.68 & +25.00 &" in (tmp_path / "table.tex").read_text()
+
+
+def test_the_bootstrap_interval_of_the_mean_is_that_of_theory():
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    low, high = table.bootstrap(values)
+    half = 1.96 * values.std() / 20
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.01)
+    assert np.isnan(table.bootstrap(values[:1])).all()
+
+
+def test_the_command_line_runs_the_sweep_of_a_config_file(images, tmp_path):
+    path = write_config(tmp_path, images, "config.finetune.epochs = 0")
+    path.write_text(path.read_text() + '\n\ndef sweep():\n    yield {"probe.learning_rate": 1e-2}\n')
+    command = [sys.executable, "-m", "tltrain.sweep", "--config", str(path), "--workdir", str(tmp_path / "runs")]
+    done = subprocess.run([*command, "--seeds=2"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[2/2] learning_rate=0.01, seed 1: val accuracy" in done.stdout and "± " in done.stdout
+    assert not done.stderr
+    path.write_text(path.read_text().replace("def sweep", "def swep"))
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "define sweep()" in done.stderr

@@ -1,0 +1,161 @@
+"""`python -m tltrain.sweep --config FILE --workdir DIR --seeds N`: every arm with every seed, and their table.
+
+The config file defines, beside `get_config`, a function `sweep` that yields one dict of changed keys an arm, such as
+`{"finetune.freeze_until": "block_12"}`. Each run has a workdir of its own, `DIR/ARM/seed_S`, made by `train.run`, so
+the same command goes on with a sweep that was stopped, and a finished run is not done again.
+"""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from tltrain import command, console, report, table, train
+from tltrain import config as config_lib
+from tltrain.errors import ConfigError, TerminatedError, TltrainError
+from tltrain.models import zoo
+from tltrain.workdir import Clock, read_json
+
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each arm, with seeds from that of the config on.", lower_bound=1)
+
+
+class Member(NamedTuple):
+    """One run of a sweep."""
+
+    arm: str
+    config: ConfigDict
+    path: Path
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv`; returns 0, or the exit code of the first arm that failed."""
+
+    def work(stop):
+        config, workdir = command.parse_config(argv)
+        return run(members(config, _arms_of(command.config_path(argv)), _SEEDS.value, workdir), workdir, stop)
+
+    return command.run(argv, work)
+
+
+def _arms_of(path: str) -> list[dict[str, Any]]:
+    """What `sweep()` of the config file yields."""
+    try:
+        found = runpy.run_path(path.partition(":")[0])
+        arms = list(found["sweep"]()) if "sweep" in found else None
+    except Exception as error:  # a config file is a program, and may fail in every way
+        raise ConfigError(f"sweep() fails: {type(error).__name__}: {error}; in {path}; correct it") from error
+    if not arms or not all(isinstance(arm, dict) for arm in arms):
+        raise ConfigError(f"no arms to run; in {path}; define sweep() so that it yields dicts of changed keys")
+    return arms
+
+
+def members(base: ConfigDict, arms: list[dict[str, Any]], num_seeds: int, workdir: Path) -> list[Member]:
+    """The runs, arm by arm, each config checked.
+
+    Raises:
+        ConfigError: an arm has an unknown key or a value that is not allowed, two arms are equal, or the workdir holds
+            a run of another config.
+    """
+    found: list[Member] = []
+    for arm in arms:
+        if "seed" in arm:
+            raise ConfigError("sweep() yields the key 'seed'; seeds are given by --seeds; remove it")
+        name = _name(arm, arms)
+        if any(member.arm == name for member in found):
+            raise ConfigError(f"sweep() yields {arm} twice; remove one")
+        for seed in range(base.seed, base.seed + num_seeds):
+            config = _changed(base, arm | {"seed": seed})
+            found.append(Member(name, config, workdir / name.replace("/", "_") / f"seed_{seed}"))
+    for member in found:
+        stored = read_json(member.path / "config.json")
+        if stored is not None and (changed := config_lib.differences(member.config, stored)):
+            raise ConfigError(
+                f"the sweep has another config than before; {member.path}: {', '.join(changed)}; "
+                "choose another --workdir, or give the same config"
+            )
+    return found
+
+
+def _name(arm, arms):
+    """`key=value,...`, keys by their last part where that names one key of the whole sweep."""
+    keys = {key for other in arms for key in other}
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: leaf if last.count(leaf := key.rpartition(".")[2]) == 1 else key for key in keys}
+    return ",".join(f"{short[key]}={value}" for key, value in arm.items()) or "base"
+
+
+def _changed(base, arm):
+    """`base` with the keys of `arm`, as a run would accept it."""
+    config = base.copy_and_resolve_references()
+    problems = [message for key in arm if (message := config_lib.unknown(key))]
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}; in the arm {arm} of sweep(); correct the name")
+    try:
+        config.update_from_flattened_dict(arm)
+        config_lib.validate(config)
+        zoo.check(config)
+    except (TypeError, ValueError, TltrainError) as error:
+        raise ConfigError(f"{error}; in the arm {arm} of sweep()") from error
+    return config
+
+
+def run(runs: list[Member], workdir: Path, stop: Callable[[], bool]) -> int:
+    """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code."""
+    num_failed = exit_code = 0
+    for i, member in enumerate(runs, 1):
+        title = f"[{i}/{len(runs)}] {member.arm}, seed {member.config.seed}"
+        try:
+            result = _result(member, title, stop)
+            console.say(f"{title}: {_outcome(result)}")
+        except TerminatedError:
+            raise
+        except Exception as error:  # whatever an arm does, the others go on
+            num_failed += 1
+            exit_code = exit_code or getattr(error, "exit_code", 1)
+            kind = "" if isinstance(error, TltrainError) else f"{type(error).__name__}: "
+            console.warn(f"{title} failed: {kind}{error}")
+    show(runs, workdir)
+    if num_failed:
+        console.say(f"{num_failed} of {len(runs)} runs failed; the same command tries them again.")
+    return exit_code
+
+
+def _result(member, title, stop):
+    """The content of `report.json` of a finished run; runs it where there is none."""
+    finished = read_json(member.path / "report.json")
+    if finished is not None:
+        return finished
+    console.say(f"{title} ...")
+    member.path.mkdir(parents=True, exist_ok=True)
+    with console.into(member.path / "output.txt"):
+        return train.run(member.config, member.path, Clock(), stop)
+
+
+def _outcome(result):
+    chosen = result["chosen"]
+    seconds = sum(result["seconds"].values())
+    return f"val accuracy {report.number(chosen['val']['accuracy'])} ({chosen['phase']}), {seconds:.1f} s"
+
+
+def show(runs: list[Member], workdir: Path) -> None:
+    """Prints the table of the finished runs and writes it to the workdir as CSV, Markdown and LaTeX."""
+    reports: dict[str, dict[int, dict[str, Any]]] = {}
+    for member in runs:
+        finished = read_json(member.path / "report.json")
+        reports.setdefault(member.arm, {}).update({} if finished is None else {member.config.seed: finished})
+    made = table.rows(reports)
+    lost = [arm for arm, of_seeds in reports.items() if not of_seeds]
+    body = [*map(table.cells, made), *((arm, "0", "failed", "", "", "", "") for arm in lost)]
+    console.say("")
+    console.table(f"Accuracy on {made[0].split if made else 'val'}, percent", table.HEADER, body)
+    if made:
+        table.write(made, workdir)
+        console.say(f"The table is in {workdir}: table.csv, table.md, table.tex; each run in ARM/seed_S below it.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

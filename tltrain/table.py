@@ -1,0 +1,117 @@
+"""The table of a sweep: one row an arm, over its seeds, from the `report.json` of each run."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_RESAMPLES = 10_000
+
+
+class Row(NamedTuple):
+    """One arm over its finished runs.
+
+    `mean` and `std` (of the sample, NaN for one run) are of the accuracy on `split`, `difference` is the mean over
+    seeds of the accuracy minus that of the first arm with the same seed, `low` and `high` its 95 % interval by
+    bootstrap over seeds (NaN where fewer than two seeds are shared); `seconds` are the mean of whole runs.
+    """
+
+    arm: str
+    split: str
+    n: int
+    mean: float
+    std: float
+    difference: float
+    low: float
+    high: float
+    seconds: float
+    trainable_parameters: int
+
+
+def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
+    """A row for each arm with a finished run; `arms` is `{arm: {seed: content of report.json}}`, the first is the base.
+
+    Accuracy is on test where there is one, else on val at the best epoch of the chosen phase.
+    """
+    accuracies = {arm: {seed: _scores(r)["accuracy"] for seed, r in runs.items()} for arm, runs in arms.items()}
+    base = next(iter(accuracies.values()), {})
+    made = []
+    for arm, runs in arms.items():
+        if not runs:
+            continue
+        values, reports = list(accuracies[arm].values()), list(runs.values())
+        shared = [seed for seed in accuracies[arm] if seed in base]
+        differences = np.asarray([accuracies[arm][seed] - base[seed] for seed in shared])
+        made.append(
+            Row(
+                arm,
+                "test" if "test" in reports[0] else "val",
+                len(values),
+                statistics.fmean(values),
+                statistics.stdev(values) if len(values) > 1 else float("nan"),
+                float(differences.mean()) if shared else float("nan"),
+                *bootstrap(differences),
+                statistics.fmean(sum(r["seconds"].values()) for r in reports),
+                reports[0]["phases"][reports[0]["chosen"]["phase"]]["trainable_parameters"],
+            )
+        )
+    return made
+
+
+def _scores(report):
+    return report["test"] if "test" in report else report["chosen"]["val"]
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of `values` float `[n]` by the percentile bootstrap (Efron 1979).
+
+    The draws are always the same. NaN for fewer than two values. Of a few values it is too narrow: three seeds can do
+    no better than their range.
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+HEADER = ("arm", "n", "accuracy", "difference", "95 % interval", "seconds", "trainable")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text, accuracies in percent."""
+    accuracy = f"{100 * row.mean:.2f}" + ("" if np.isnan(row.std) else f" ± {100 * row.std:.2f}")
+    difference = "" if np.isnan(row.difference) else f"{100 * row.difference:+.2f}"
+    interval = "" if np.isnan(row.low) else f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}]"
+    return row.arm, str(row.n), accuracy, difference, interval, f"{row.seconds:.1f}", f"{row.trainable_parameters:,}"
+
+
+def write(made: Sequence[Row], folder: Path) -> None:
+    """Writes `table.csv` (shares of one, all digits), `table.md` and `table.tex` (as on the terminal) to `folder`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(["" if value != value else value for value in row] for row in made)
+    body = [cells(row) for row in made]
+    (folder / "table.csv").write_text(text.getvalue())
+    (folder / "table.md").write_text(_markdown(body))
+    (folder / "table.tex").write_text(_latex(body))
+
+
+def _markdown(body):
+    lines = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _latex(body):
+    def line(parts):
+        text = " & ".join(parts).replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$")
+        return rf"{text} \\"
+
+    columns = "l" + "r" * (len(HEADER) - 1)
+    rules = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(HEADER), r"\midrule"]
+    return "\n".join([*rules, *map(line, body), r"\bottomrule", r"\end{tabular}", ""])
