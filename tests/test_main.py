@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -46,17 +47,16 @@ def write_config(folder, images, extra=""):
     return path
 
 
-def command(config, *arguments):
-    return [sys.executable, "-m", "tltrain.main", "--config", str(config), *arguments]
+def command(config, *arguments, verb="main"):
+    return [sys.executable, "-m", f"tltrain.{verb}", "--config", str(config), *arguments]
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
-def run(config, *arguments, cwd=None, environment=ENVIRONMENT):
-    return subprocess.run(
-        command(config, *arguments), env=environment, cwd=cwd, capture_output=True, text=True, check=False
-    )
+def run(config, *arguments, verb="main", cwd=None, environment=ENVIRONMENT):
+    line = command(config, *arguments, verb=verb)
+    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_ends(images, tmp_path):
@@ -159,20 +159,23 @@ SMALL = ["--config.probe.epochs=1", "--config.data.image_size=(32,32)", "--confi
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.py")))
 def test_every_shipped_config_runs(name, shared_data, images, tmp_path):
+    file = runpy.run_path(str(ROOT / "configs" / name))
+    verb, data = "sweep" if "sweep" in file else "main", file["get_config"]().data
     arguments = [*SMALL, "--config.finetune.epochs=1", "--config.probe.warmup_epochs=0"]
     arguments += ["--config.finetune.warmup_epochs=0", "--workdir=run"]
     if name != "quickstart.py":
-        weights = shared_data / "weights" / "mobilenet_v2_1.0_no_top_keras_layout.h5"
-        arguments.append(f"--config.model.weights={weights}")
-    if name == "cats_dogs.py":
+        arguments.append(
+            f"--config.model.weights={shared_data / 'weights' / 'mobilenet_v2_1.0_no_top_keras_layout.h5'}"
+        )
+    if data.source == "tfds:cats_vs_dogs":
         arguments.append(f"--config.data.data_dir={shared_data / 'tfds'}")
     if name == "image_folder.py":
         arguments.append(f"--config.data.source=folder:{images}")
     else:
         arguments.append("--config.data.splits=('train[:4%]', 'train[96%:]')")
     quickly_compiled = ENVIRONMENT | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    done = run(ROOT / "configs" / name, *arguments, cwd=tmp_path, environment=quickly_compiled)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run(ROOT / "configs" / name, *arguments, verb=verb, cwd=tmp_path, environment=quickly_compiled)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 @pytest.mark.shared_data

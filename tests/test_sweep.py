@@ -2,12 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from test_main import ENVIRONMENT, write_config
+from test_main import run as run_command
+from test_main import write_config
 from test_train import run as run_alone
 from test_train import without_times
 
@@ -110,11 +109,10 @@ def test_the_bootstrap_interval_of_the_mean_is_that_of_theory():
 def test_the_command_line_runs_the_sweep_of_a_config_file(images, tmp_path):
     path = write_config(tmp_path, images, "config.finetune.epochs = 0")
     path.write_text(path.read_text() + '\n\ndef sweep():\n    yield {"probe.learning_rate": 1e-2}\n')
-    command = [sys.executable, "-m", "tltrain.sweep", "--config", str(path), "--workdir", str(tmp_path / "runs")]
-    done = subprocess.run([*command, "--seeds=2"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_command(path, "--workdir", str(tmp_path / "runs"), "--seeds=2", verb="sweep")
     assert done.returncode == 0, done.stderr
     assert "[2/2] learning_rate=0.01, seed 1: val accuracy" in done.stdout and "± " in done.stdout
     assert not done.stderr
     path.write_text(path.read_text().replace("def sweep", "def swep"))
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_command(path, verb="sweep")
     assert done.returncode == 2 and "define sweep()" in done.stderr
