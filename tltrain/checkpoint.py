@@ -7,10 +7,12 @@ Orbax survives a kill at any time; it does not notice a flipped bit, so a checkp
 manifest (sha256 of every file) is written, and one that does not match is never used.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,14 @@ class Checkpoints:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(self._folder / _FROZEN, leaves, force=True)
         self._write_manifest(_FROZEN)
+
+    def share_frozen(self, other: "Checkpoints") -> None:
+        """Takes the leaves that never change from `other`, of a run with the same ones, without a copy of its files."""
+        source = other._folder / _FROZEN
+        if not self._manifest(_FROZEN).exists() and source.is_dir():
+            with contextlib.suppress(OSError):  # no hard links on this disk: `save` stores them anew
+                shutil.copytree(source, self._folder / _FROZEN, copy_function=os.link)
+                self._write_manifest(_FROZEN)
 
     def latest(self) -> int | None:
         """The newest sound step."""

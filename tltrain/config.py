@@ -242,6 +242,20 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
+def from_dict(stored: dict) -> ConfigDict:
+    """The config that `to_json` wrote, as read from JSON; a key that is newer than it has its default.
+
+    Raises:
+        ConfigError: it has a key that is not known.
+    """
+    config = default()
+    for key, value in flatten(stored).items():
+        if message := unknown(key):
+            raise ConfigError(f"{message}; in a config.json; read it with the version of tltrain that wrote it")
+        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+    return config
+
+
 def differences(config: ConfigDict, stored: dict) -> list[str]:
     """`key: stored -> given` for each key in which `stored`, as read from JSON, differs."""
     given, before = flatten(json.loads(to_json(config))), flatten(stored)

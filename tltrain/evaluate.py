@@ -44,8 +44,13 @@ def over(
             update(done)
             if stop():
                 return None
+    return summary(total, scores, counted, examples.labels)
+
+
+def summary(total: metrics.Total, scores: np.ndarray, counted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What `over` returns: of the `total` over a split, and `scores` `[N]` (log odds) where `counted` `[N]`."""
     assert total.count == counted.sum(), "every example is counted exactly once"
     result = total.summary() | {"confusion": total.confusion.tolist()}
-    if len(data.class_names) == 2:
-        result["auc"] = metrics.auc(scores[counted], examples.labels[counted] == 1)
+    if len(total.confusion) == 2:
+        result["auc"] = metrics.auc(scores[counted], labels[counted] == 1)
     return result

@@ -75,19 +75,39 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
             scores = evaluate.over(eval_step, variables, val, run.data, "val", run.mesh, run.config, run.stop)
         if scores is None:
             _stop(run, phase, state, total)
-        step = int(state.step)
-        entry = {"phase": phase.name, "epoch": epoch + 1, "step": step, "train": total.summary(), "val": scores}
-        _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch + 1}")
-        phase.record["history"].append(entry)
-        phase.record.update(partial=None, clock=run.clock.total())
-        run.work.append_metrics(entry | {"seconds": passed})
-        run.scalars.write(
-            phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
-        )
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
-        console.say(report.epoch_line(entry, phase.config.epochs, rate))
-        score = scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
-        phase.checkpoints.save(step, state, phase.record, score)
+        score = record_epoch(run, phase, total, scores, passed, rate)
+        phase.checkpoints.save(int(state.step), state, phase.record, score)
+
+
+def record_epoch(
+    run: Run, phase: Phase, total: metrics.Total, scores: dict[str, Any], seconds: float, rate: float
+) -> float:
+    """Adds a finished epoch to the history, logs it, and returns what ranks its checkpoint.
+
+    Args:
+        run: of which it is a part.
+        phase: of which it is the next epoch.
+        total: over its training steps.
+        scores: on val after it, as by `evaluate.over`.
+        seconds: of its training steps.
+        rate: images a second of these.
+
+    Raises:
+        DivergedError: the val loss is not finite.
+    """
+    epoch = len(phase.record["history"]) + 1
+    step = epoch * phase.steps_per_epoch
+    _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch}")
+    entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "step": step, "train": total.summary(), "val": scores}
+    phase.record["history"].append(entry)
+    phase.record.update(partial=None, clock=run.clock.total())
+    run.work.append_metrics(entry | {"seconds": seconds})
+    run.scalars.write(
+        phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
+    )
+    console.say(report.epoch_line(entry, phase.config.epochs, rate))
+    return scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
 
 
 def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
@@ -135,7 +155,8 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
             save = every and step % every == 0 and not last
             if save or stop or last or step % run.config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
                 with run.clock("train"):
-                    _drain(run, phase, pending, total, step)
+                    record_steps(run, phase, jax.device_get(pending), total, step)
+                    pending.clear()
                 phase.record["seconds"] += time.perf_counter() - shown
                 phase.record["seconds_waiting"] += run.clock.seconds["input"] - waited
                 shown, waited = time.perf_counter(), run.clock.seconds["input"]
@@ -160,10 +181,15 @@ def _stop(run, phase, state, total) -> NoReturn:
     raise TerminatedError(f"stopped at {where}; saved in {run.work.path}; the same command goes on")
 
 
-def _drain(run, phase, pending, total, last_step):
-    """Fetches the metrics of finished steps, adds them up, logs those that are due, stops at one that is not finite."""
-    first_step = last_step - len(pending) + 1
-    for step, (counted, grad_norm) in enumerate(jax.device_get(pending), first_step):
+def record_steps(
+    run: Run, phase: Phase, finished: list[tuple[metrics.Metrics, Any]], total: metrics.Total, last_step: int
+) -> None:
+    """Adds the results of steps up to `last_step`, as `steps.train_step` gives them, to `total`; logs those due.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite.
+    """
+    for step, (counted, grad_norm) in enumerate(finished, last_step - len(finished) + 1):
         _check_finite(float(counted.loss), f"{phase.name}: loss at step {step}")
         _check_finite(float(grad_norm), f"{phase.name}: gradient at step {step}")
         total.add(counted)
@@ -173,7 +199,6 @@ def _drain(run, phase, pending, total, last_step):
             scalars = one.summary() | {"grad_norm": float(grad_norm), "learning_rate": float(phase.schedule(step - 1))}
             run.work.append_metrics({"phase": phase.name, "step": step, **scalars})
             run.scalars.write(phase.name, step, {f"step/{key}": value for key, value in scalars.items()})
-    pending.clear()
 
 
 def _check_finite(value, what):

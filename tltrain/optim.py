@@ -26,13 +26,13 @@ def make(phase: ConfigDict, schedule: optax.Schedule, labels: Any) -> optax.Grad
     Frozen leaves get no update and no slots. Clipping and weight decay stand inside the trainable branch, so neither
     sees a frozen leaf; decay spares leaves of fewer than two axes (norms and biases).
     """
-    decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_kernel) if phase.weight_decay else optax.identity()
+    decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_kernel)
     clip = optax.clip_by_global_norm(phase.clip_norm) if phase.clip_norm else optax.identity()
     rate = optax.scale_by_learning_rate(schedule)
     if phase.optimizer == "sgd":
         steps = [clip, decay, optax.trace(phase.momentum), rate]
     else:
-        steps = [clip, optax.scale_by_adam(), decay, rate]
+        steps = [clip, optax.scale_by_adam(), decay if phase.optimizer == "adamw" else optax.identity(), rate]
     return optax.multi_transform({"trainable": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
 

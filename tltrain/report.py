@@ -17,6 +17,11 @@ def number(value: float | None) -> str:
     return "-" if value is None or not np.isfinite(value) else f"{value:.4f}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds for a table: to the tenth, below one to the hundredth."""
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"
+
+
 def data_line(data: Data) -> str:
     """Sizes of the splits and names of the classes."""
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in data.splits.items())
@@ -88,8 +93,26 @@ def phase_result(
     }
 
 
-def of_run(data: Data, phases: dict[str, Any], chosen: str, origin: dict[str, Any]) -> dict[str, Any]:
-    """What is known once all phases are done; `chosen` is the phase whose best model is the run's."""
+def of_run(
+    data: Data,
+    phases: dict[str, Any],
+    chosen: str,
+    origin: dict[str, Any],
+    test: dict[str, Any] | None,
+    num_corrupt: dict[str, int],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The content of `report.json`.
+
+    Args:
+        data: of the run.
+        phases: `phase_result` of each, by name.
+        chosen: the phase whose best model is the run's.
+        origin: of the initial weights.
+        test: the scores of that model on test, None where there is no such split.
+        num_corrupt: unreadable images by split.
+        seconds: by part of the run.
+    """
     counts = {name: np.bincount(split.labels, minlength=len(data.class_names)) for name, split in data.splits.items()}
     return {
         "class_names": list(data.class_names),
@@ -98,6 +121,9 @@ def of_run(data: Data, phases: dict[str, Any], chosen: str, origin: dict[str, An
         "weights": origin,
         "phases": phases,
         "chosen": {"phase": chosen, **phases[chosen]["best"]},
+        **({} if test is None else {"test": test}),
+        "num_corrupt": num_corrupt,
+        "seconds": {part: round(spent, 2) for part, spent in seconds.items()},
     }
 
 

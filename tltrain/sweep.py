@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from tltrain import command, console, report, table, train
+from tltrain import command, console, report, table, together, train
 from tltrain import config as config_lib
 from tltrain.errors import ConfigError, TerminatedError, TltrainError
+from tltrain.features import NoSpaceError
 from tltrain.models import zoo
 from tltrain.workdir import Clock, read_json
 
@@ -106,9 +107,12 @@ def _changed(base, arm):
 def run(runs: list[Member], workdir: Path, stop: Callable[[], bool]) -> int:
     """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code."""
     num_failed = exit_code = 0
+    failed = _train_together(runs, stop)
     for i, member in enumerate(runs, 1):
         title = f"[{i}/{len(runs)}] {member.arm}, seed {member.config.seed}"
         try:
+            if member.path in failed:
+                raise failed[member.path]
             result = _result(member, title, stop)
             console.say(f"{title}: {_outcome(result)}")
         except TerminatedError:
@@ -124,6 +128,31 @@ def run(runs: list[Member], workdir: Path, stop: Callable[[], bool]) -> int:
     return exit_code
 
 
+def _train_together(runs, stop):
+    """Trains the probes that differ in numbers alone and have not begun; the errors of those that failed, by path."""
+    kinds: dict[str, list[Member]] = {}
+    for member in runs:
+        if kind := together.kind(member.config):
+            kinds.setdefault(kind, []).append(member)
+    failed: dict[Path, Exception] = {}
+    for group in kinds.values():
+        seeds = dict.fromkeys(member.config.seed for member in group)
+        grid = [[(m.config, m.path) for m in group if m.config.seed == seed] for seed in seeds]
+        num_due = sum(together.is_due(member.path) for member in group)
+        if num_due < 2:
+            continue
+        console.say(f"Training {num_due} probes together: they differ in rate, decay or seed alone ...")
+        try:
+            failed |= together.run(grid, Clock(), stop)
+        except NoSpaceError as error:
+            console.say(f"One by one, then: {error}")
+        except TerminatedError:
+            raise
+        except Exception as error:  # as with an arm that fails, the others go on
+            failed |= {member.path: error for member in group if together.is_due(member.path)}
+    return failed
+
+
 def _result(member, title, stop):
     """The content of `report.json` of a finished run; runs it where there is none."""
     finished = read_json(member.path / "report.json")
@@ -137,8 +166,8 @@ def _result(member, title, stop):
 
 def _outcome(result):
     chosen = result["chosen"]
-    seconds = sum(result["seconds"].values())
-    return f"val accuracy {report.number(chosen['val']['accuracy'])} ({chosen['phase']}), {seconds:.1f} s"
+    seconds = report.duration(sum(result["seconds"].values()))
+    return f"val accuracy {report.number(chosen['val']['accuracy'])} ({chosen['phase']}), {seconds} s"
 
 
 def show(runs: list[Member], workdir: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tltrain import report
+
 _RESAMPLES = 10_000
 
 
@@ -62,8 +64,8 @@ def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
     return made
 
 
-def _scores(report):
-    return report["test"] if "test" in report else report["chosen"]["val"]
+def _scores(result):
+    return result["test"] if "test" in result else result["chosen"]["val"]
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
@@ -87,7 +89,15 @@ def cells(row: Row) -> tuple[str, ...]:
     accuracy = f"{100 * row.mean:.2f}" + ("" if np.isnan(row.std) else f" ± {100 * row.std:.2f}")
     difference = "" if np.isnan(row.difference) else f"{100 * row.difference:+.2f}"
     interval = "" if np.isnan(row.low) else f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}]"
-    return row.arm, str(row.n), accuracy, difference, interval, f"{row.seconds:.1f}", f"{row.trainable_parameters:,}"
+    return (
+        row.arm,
+        str(row.n),
+        accuracy,
+        difference,
+        interval,
+        report.duration(row.seconds),
+        f"{row.trainable_parameters:,}",
+    )
 
 
 def write(made: Sequence[Row], folder: Path) -> None:

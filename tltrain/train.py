@@ -18,6 +18,7 @@ from tltrain.errors import TerminatedError
 from tltrain.inputs import Inputs
 from tltrain.loop import Phase, Run
 from tltrain.models import zoo
+from tltrain.models.classifier import Classifier
 from tltrain.tensorboard import Scalars
 from tltrain.workdir import Clock, Workdir
 
@@ -55,7 +56,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     work.write_json("class_names.json", data.class_names)
     console.say(report.data_line(data))
     model = zoo.create(config, len(data.class_names))
-    variables, origin = _variables(config, model)
+    variables, origin = initial_variables(config, model)
     inputs = Inputs(config, model, data, mesh, clock, stop)
     phases, best = {}, {}
     with contextlib.closing(Scalars(path / "tensorboard" if config.log.tensorboard else None)) as scalars:
@@ -70,8 +71,8 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     return result
 
 
-def _variables(config, model) -> tuple[dict, dict[str, Any]]:
-    """Initial variables, and where they came from for the report."""
+def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict[str, Any]]:
+    """The variables a run of `config` starts from, and where they came from for the report."""
     source = config.model.weights
     if source == "random":
         console.say("Weights: random; nothing is pretrained")
@@ -120,7 +121,7 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
     """The content of `report.json`; where there is a test split, the chosen model meets it here, once."""
     key, sign = ("accuracy", 1) if run.config.checkpoint.best == "accuracy" else ("loss", -1)
     chosen = max(phases, key=lambda name: sign * phases[name]["best"]["val"][key])
-    result = report.of_run(run.data, phases, chosen, origin)
+    scores = None
     if "test" in run.data.splits:
         test, variables = run.inputs.images("test"), best[chosen]
         step = functools.partial(steps.eval_step, model=run.model, start=test.start)
@@ -128,11 +129,9 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
             shapes = test.batch_shapes(run.config.batch_size)
             eval_step = parallel.compile_step(step, variables, shapes, run.mesh, run.config.parallel, per_example=True)
         with run.clock("eval"):
-            result["test"] = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config, run.stop)
-        if result["test"] is None:
+            scores = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config, run.stop)
+        if scores is None:
             raise TerminatedError(
                 f"stopped while test was evaluated; all else is in {run.work.path}; the same command goes on"
             )
-    result["num_corrupt"] = run.inputs.num_corrupt()
-    result["seconds"] = {part: round(seconds, 2) for part, seconds in run.clock.total().items()}
-    return result
+    return report.of_run(run.data, phases, chosen, origin, scores, run.inputs.num_corrupt(), run.clock.total())

@@ -1,0 +1,56 @@
+"""A finished run, read back from its workdir: what every verb after training starts from."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from tltrain import config as config_lib
+from tltrain import freeze
+from tltrain.checkpoint import Checkpoints, with_leaves
+from tltrain.errors import WorkdirError
+from tltrain.models import zoo
+from tltrain.models.classifier import Classifier
+from tltrain.workdir import read_json
+
+
+class Finished(NamedTuple):
+    """A run and its best model on val.
+
+    `variables` are `params` and `batch_stats` of `model`, `phase` is the one they come from and `cut` the index of its
+    first trainable stage; `report` is the content of `report.json`.
+    """
+
+    path: Path
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    model: Classifier
+    variables: dict
+    phase: str
+    cut: int
+    report: dict[str, Any]
+
+
+def load(path: Path) -> Finished:
+    """Reads the run of the workdir `path`.
+
+    Raises:
+        WorkdirError: there is no finished run.
+        WeightsError: its checkpoint is missing or damaged.
+        ConfigError: its config is not one of this version.
+    """
+    report, stored = read_json(path / "report.json"), read_json(path / "config.json")
+    if report is None or stored is None:
+        what = "has no finished run" if stored else "is no workdir"
+        raise WorkdirError(f"{path} {what}; no report.json; give the workdir of a run that ended with a result")
+    config = config_lib.from_dict(stored)
+    class_names = tuple(report["class_names"])
+    model = zoo.create(config, len(class_names))
+    phase, step = report["chosen"]["phase"], report["chosen"]["step"]
+    cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
+    frozen = freeze.prefixes(model.backbone.stages, cut)
+    folder = path / "checkpoints" / phase
+    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, frozen)) as checkpoints:
+        leaves, _ = checkpoints.restore(step)
+    return Finished(path, config, class_names, model, with_leaves(zoo.shapes(model), leaves), phase, cut, report)

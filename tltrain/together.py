@@ -1,0 +1,221 @@
+"""Probes that differ in numbers alone, trained at once: what `train.run` does for one, for a grid of them.
+
+Their inputs are stored features, so what is left of a step is the head, and one program does the steps of all heads.
+Each run leaves the record that it leaves alone, with its best checkpoint; its seconds are its share of those of all.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tltrain import config as config_lib
+from tltrain import console, freeze, loop, metrics, optim, parallel, report, steps, train
+from tltrain.checkpoint import Checkpoints
+from tltrain.data import sources
+from tltrain.errors import TltrainError
+from tltrain.features import NoSpaceError
+from tltrain.heads import Group, Heads, at, compile_eval, compile_train, evaluate_over, initial, train_epoch
+from tltrain.inputs import Inputs, SplitInputs
+from tltrain.models import zoo
+from tltrain.tensorboard import Scalars
+from tltrain.workdir import Clock, Workdir
+
+NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
+
+
+def kind(config: ConfigDict) -> str | None:
+    """What configs of probes that can be trained together have in common; None where `config` is none."""
+    probe, options = config.probe, config.features
+    stored = options.enabled != "off" and (not probe.augment or options.augment_views)
+    if config.finetune.epochs or probe.freeze_until != "all" or not stored:
+        return None
+    return repr({key: value for key, value in config_lib.flatten(config).items() if key not in NUMBERS})
+
+
+def is_due(path: Path) -> bool:
+    """Whether nothing of the run of the workdir `path` is saved; what is goes on alone, by `train.run`."""
+    return not (path / "report.json").exists() and not any(path.glob("checkpoints/*/manifest_[0-9]*.json"))
+
+
+class _Seed(NamedTuple):
+    """What the heads of one seed share."""
+
+    variables: dict
+    origin: dict[str, Any]
+    inputs: Inputs
+    output: Path | None  # where what is said about it goes; None: to the terminal
+
+
+class _Best(NamedTuple):
+    """What a member was at its best epoch."""
+
+    score: float
+    step: int
+    state: steps.TrainState
+
+
+class _Member:
+    """One head on its way: its run, its phase, its place in the grid, its best state so far, the error that ended it.
+
+    What its run says goes to `output.txt` of its workdir.
+    """
+
+    def __init__(self, run: loop.Run, phase: loop.Phase, place: tuple[int, int]) -> None:
+        self.run, self.phase, self.place = run, phase, place
+        self.best: _Best | None = None
+        self.error: TltrainError | None = None
+
+    def end_epoch(self, finished: list[Any], scores: dict[str, Any], state: Any, seconds: float, rate: float) -> None:
+        """Records an epoch of `finished` steps; `state` is that of all heads after it."""
+        if self.error is not None:
+            return
+        total = metrics.Total(len(self.run.data.class_names))
+        step = int(state.step[self.place])
+        try:
+            with console.into(self.run.work.path / "output.txt"):
+                mine = [at(result, self.place) for result in finished]
+                loop.record_steps(self.run, self.phase, mine, total, step)
+                score = loop.record_epoch(self.run, self.phase, total, scores, seconds, rate)
+        except TltrainError as error:
+            self.error = error
+            return
+        self.phase.record["seconds"] += seconds
+        if self.best is None or score > self.best.score:
+            self.best = _Best(score, step, at(state, self.place))
+
+    def finish(self, test: dict[str, Any] | None, seconds: dict[str, float], seed: _Seed, like: Checkpoints) -> None:
+        """Saves the best state, its frozen part shared with `like`, and writes the report."""
+        assert self.best is not None, "a finished phase has a best epoch"
+        run, phase, state = self.run, self.phase, self.best.state
+        params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
+        state = steps.TrainState(state.step, params, seed.variables["batch_stats"], state.opt_state)
+        phase.record.update(clock=seconds)
+        phase.checkpoints.share_frozen(like)
+        phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
+        num_images = run.data.splits["train"].num_examples
+        result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, phase.plan)
+        whole = report.of_run(
+            run.data, {"probe": result}, "probe", seed.origin, test, run.inputs.num_corrupt(), seconds
+        )
+        run.work.write_json("report.json", whole)
+        with console.into(run.work.path / "output.txt"):
+            report.show(whole, run.work.path)
+
+
+def run(
+    grid: Sequence[Sequence[tuple[ConfigDict, Path]]], clock: Clock, stop: Callable[[], bool]
+) -> dict[Path, TltrainError]:
+    """Trains the probes of `grid` `[seeds][arms]`, pairs of a config and a workdir, that are due.
+
+    All are of one `kind`, those of a row of one seed, those of a column of equal numbers. Nothing is saved before the
+    end: after a stop the same call begins again.
+
+    Returns:
+        The error of each that failed, by its workdir.
+
+    Raises:
+        NoSpaceError: features cannot be stored.
+        TltrainError: none can be trained, for a reason of the kind the class says.
+    """
+    config = grid[0][0][0]
+    mesh = parallel.make_mesh(config.batch_size)
+    with clock("data"):
+        data = sources.load(config.data)
+    model = zoo.create(config, len(data.class_names))
+    seeds: list[_Seed] = []
+    for (first, path), *_ in grid:
+        path.mkdir(parents=True, exist_ok=True)
+        output = path / "output.txt" if seeds else None
+        with _into(output):
+            variables, origin = train.initial_variables(first, model)
+        seeds.append(_Seed(variables, origin, Inputs(first, model, data, mesh, clock, stop), output))
+    plan = freeze.plan(seeds[0].variables["params"], model.backbone.stages, config.probe.freeze_until)
+    group = Group(config, data, model, mesh, plan, clock, stop)
+    heads = initial(group, [[c for c, _ in row] for row in grid], [seed.variables["params"]["head"] for seed in seeds])
+    with contextlib.ExitStack() as stack:
+        members = [
+            _open(stack, group, seeds[s].inputs, *cell, (s, a))
+            for s, row in enumerate(grid)
+            for a, cell in enumerate(row)
+            if is_due(cell[1])
+        ]
+        heads = _train(group, seeds, heads, members)
+        _finish(group, seeds, heads, members)
+    return {member.run.work.path: member.error for member in members if member.error}
+
+
+def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, place: tuple[int, int]) -> _Member:
+    """The record of one head, closed with `stack`."""
+    work = stack.enter_context(contextlib.closing(Workdir(path, config)))
+    work.write_json("class_names.json", group.data.class_names)
+    work.rewind_metrics("probe", 0)
+    scalars = Scalars(path / "tensorboard" if config.log.tensorboard else None)
+    stack.enter_context(contextlib.closing(scalars))
+    frozen = freeze.prefixes(group.model.backbone.stages, group.plan.cut)
+    checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, frozen)
+    stack.enter_context(contextlib.closing(checkpoints))
+    schedule = optim.make_schedule(config.probe, group.steps_per_epoch)
+    tx = optim.make(config.probe, schedule, group.plan.labels)
+    record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
+    shared = loop.Run(config, work, group.data, group.model, group.mesh, inputs, scalars, group.clock, group.stop)
+    phase = loop.Phase("probe", config.probe, group.plan, schedule, tx, group.steps_per_epoch, checkpoints, record)
+    return _Member(shared, phase, place)
+
+
+def _into(output):
+    return console.into(output) if output else contextlib.nullcontext()
+
+
+def _inputs(group: Group, seeds: Sequence[_Seed], split: str) -> list[SplitInputs]:
+    """Stored features of a split, by seed."""
+    found = []
+    for seed in seeds:
+        with _into(seed.output):
+            found.append(seed.inputs.of_phase("probe", split, seed.variables))
+    if found[0].start != group.plan.cut:
+        raise NoSpaceError("only probes of stored features are trained together")
+    return found
+
+
+def _train(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence[_Member]) -> Heads:
+    """All epochs, each recorded for every member; returns the heads after the last."""
+    train_inputs, val_inputs = _inputs(group, seeds, "train"), _inputs(group, seeds, "val")
+    train_step = compile_train(group, heads, train_inputs)
+    eval_step = compile_eval(group, heads, val_inputs)
+    heads = parallel.replicate(heads, group.mesh)
+    num_images = group.data.splits["train"].num_examples
+    for epoch in range(group.config.probe.epochs):
+        started = time.perf_counter()
+        heads, finished = train_epoch(group, train_step, heads, train_inputs, epoch)
+        seconds = (time.perf_counter() - started) / len(members)
+        scores = evaluate_over(group, eval_step, heads, val_inputs, "val")
+        state = jax.device_get(heads.state)
+        with group.clock("record"):
+            for member in members:
+                member.end_epoch(finished, scores[member.place], state, seconds, num_images / seconds)
+    return heads
+
+
+def _finish(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence[_Member]) -> None:
+    """Meets the test split with the best state of each member, saves that state, writes the reports."""
+    best = {member: member.best for member in members if member.error is None and member.best is not None}
+    test: dict[tuple[int, int], dict[str, Any]] = {}
+    if "test" in group.data.splits and best:
+        inputs = _inputs(group, seeds, "test")
+        state = jax.tree.map(np.array, heads.state)
+        for member, (_, _, own) in best.items():
+            jax.tree.map(lambda whole, leaf, place=member.place: whole.__setitem__(place, leaf), state, own)
+        heads = parallel.replicate(Heads(state, heads.seed, heads.learning_rate, heads.weight_decay), group.mesh)
+        test = evaluate_over(group, compile_eval(group, heads, inputs), heads, inputs, "test")
+    seconds = {part: spent / len(members) for part, spent in group.clock.total().items()}
+    first: dict[int, Checkpoints] = {}
+    for member in best:
+        s = member.place[0]
+        first.setdefault(s, member.phase.checkpoints)
+        member.finish(test.get(member.place), seconds, seeds[s], first[s])
