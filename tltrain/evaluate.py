@@ -1,56 +1,100 @@
 """Exact evaluation: every readable example of a split counts once, for any batch size and number of devices."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, metrics, parallel
+from tltrain import console, metrics, parallel, steps
 from tltrain.data import pipeline
-from tltrain.data.split import Data
-from tltrain.inputs import SplitInputs
+from tltrain.data.split import Data, Split
+from tltrain.inputs import SplitInputs, batch_shapes
+from tltrain.models import zoo
+from tltrain.models.classifier import Classifier
+
+
+class Evaluation(NamedTuple):
+    """A split under one set of variables.
+
+    `scores` are `loss` in nats, `accuracy`, `confusion` (true class first) and, for two classes, `auc`; `logits`
+    float32 `[N, D]` are those of every example where `counted` bool `[N]`: its image could be read.
+    """
+
+    scores: dict[str, Any]
+    logits: np.ndarray
+    counted: np.ndarray
+
+
+def compile_step(model: Classifier, inputs: SplitInputs, config: ConfigDict, mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """`steps.eval_step` for batches of `inputs`, compiled once a process."""
+    return _compiled(model, inputs.start, inputs.row, config.batch_size, mesh, config.parallel)
+
+
+@functools.cache
+def _compiled(model, start, row, batch_size, mesh, mode):
+    step = functools.partial(steps.eval_step, model=model, start=start)
+    shapes = batch_shapes(row, batch_size)
+    return parallel.compile_step(step, zoo.shapes(model), shapes, mesh, mode, per_example=True)
 
 
 def over(
-    eval_step: Callable[[Any, Any], tuple[metrics.Metrics, jax.Array]],
+    model: Classifier,
     variables: dict,
     inputs: SplitInputs,
-    data: Data,
-    split: str,
+    examples: Split,
+    title: str,
     mesh: Mesh,
     config: ConfigDict,
     stop: Callable[[], bool],
-) -> dict[str, Any] | None:
-    """`loss` in nats, `accuracy`, `confusion` (true class first), `auc` (two classes) of `variables` over `split`.
+) -> Evaluation | None:
+    """Evaluates `variables` of `model` on `examples`, which `inputs` are of; `title` stands beside the progress.
 
-    `eval_step` is `steps.eval_step`, compiled for the shapes of `inputs`. None where `stop()` became true on the way.
+    None where `stop()` became true on the way.
     """
-    examples = data.splits[split]
-    total = metrics.Total(len(data.class_names))
-    scores, counted = np.zeros(examples.num_examples), np.zeros(examples.num_examples, bool)
+    eval_step = compile_step(model, inputs, config, mesh)
     variables = parallel.replicate(variables, mesh)
-    num_batches = pipeline.num_batches(examples.num_examples, config.batch_size)
-    with console.progress(f"evaluating {split}", num_batches) as update:
+    logits = np.zeros((examples.num_examples, model.num_outputs), np.float32)
+    counted, total = np.zeros(len(logits), bool), metrics.Total(max(model.num_outputs, 2))
+    with console.progress(title, pipeline.num_batches(len(logits), config.batch_size)) as update:
         for done, batch in enumerate(parallel.prefetch(inputs.batches(None, 0), mesh, config.parallel), 1):
-            sums, logits = jax.device_get(eval_step(variables, batch))
+            sums, of_rows = jax.device_get(eval_step(variables, batch))
             total.add(sums)
             mask = np.asarray(batch["mask"])
             index = np.asarray(batch["index"])[mask]
-            scores[index] = metrics.binary_score(logits)[mask]
-            counted[index] = True
+            logits[index], counted[index] = of_rows[mask], True
             update(done)
             if stop():
                 return None
-    return summary(total, scores, counted, examples.labels)
+    return evaluation(total, logits, counted, examples.labels)
 
 
-def summary(total: metrics.Total, scores: np.ndarray, counted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What `over` returns: of the `total` over a split, and `scores` `[N]` (log odds) where `counted` `[N]`."""
+def evaluation(total: metrics.Total, logits: np.ndarray, counted: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """That of a split: the `total` over its examples, the `logits` of those `counted`, the `labels` int32 `[N]`."""
     assert total.count == counted.sum(), "every example is counted exactly once"
-    result = total.summary() | {"confusion": total.confusion.tolist()}
+    scores = total.summary() | {"confusion": total.confusion.tolist()}
     if len(total.confusion) == 2:
-        result["auc"] = metrics.auc(scores[counted], labels[counted] == 1)
-    return result
+        scores["auc"] = metrics.auc(metrics.binary_score(logits[counted]), labels[counted] == 1)
+    return Evaluation(scores, logits, counted)
+
+
+def predictions(data: Data, evaluations: dict[str, Evaluation]) -> Iterator[dict[str, Any]]:
+    """The lines of `predictions.jsonl`: every example that was counted, by split, in the order of the split.
+
+    Each has `split`, `id`, `label`, `probabilities` `[num_classes]` and `loss` in nats.
+    """
+    for name, found in evaluations.items():
+        split, probabilities = data.splits[name], metrics.probabilities(found.logits)
+        for i in np.flatnonzero(found.counted):
+            label = int(split.labels[i])
+            loss = -np.log(max(probabilities[i, label], np.finfo(np.float64).tiny))
+            yield {
+                "split": name,
+                "id": split.ids[i],
+                "label": label,
+                "probabilities": [float(f"{p:.6g}") for p in probabilities[i]],
+                "loss": float(f"{loss:.6g}"),
+            }

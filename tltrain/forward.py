@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tltrain import parallel
+from tltrain.data.pipeline import Batch
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier, run_frozen
 from tltrain.models.layers import forward_options
@@ -46,6 +47,18 @@ def result(program: Program) -> jax.ShapeDtypeStruct:
 def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
     """`run_frozen` as a function of `(variables, x)`, compiled once a process; threads may call it side by side."""
     return _lowered(program).compile()
+
+
+def activations(program: Program, variables: dict, batches: Iterable[Batch], dtype: np.dtype) -> Iterator[Batch]:
+    """`batches` of what `program` starts from, their inputs replaced by what it makes of them, as `dtype`."""
+    run, mesh = compiled(program), program.mesh
+    frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
+
+    def compute(batch):
+        made = run(frozen, parallel.put(batch["inputs"], mesh)).astype(dtype)
+        return batch | {"inputs": jax.block_until_ready(made)}
+
+    return in_order(compute, ((batch,) for batch in batches), mesh)
 
 
 def in_order(function: Callable[..., Result], arguments: Iterable[tuple], mesh: Mesh) -> Iterator[Result]:

@@ -19,7 +19,7 @@ from tltrain import console, evaluate, freeze, metrics, optim, parallel, steps
 from tltrain.data import pipeline, sources
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
-from tltrain.inputs import SplitInputs
+from tltrain.inputs import SplitInputs, batch_shapes
 from tltrain.models.classifier import Classifier
 from tltrain.workdir import Clock
 
@@ -130,7 +130,7 @@ def compile_eval(group: Group, heads: Heads, inputs: Sequence[SplitInputs]) -> C
 def _compile(group, step, heads, inputs, **options):
     shapes = {
         name: jax.ShapeDtypeStruct((shape.shape[0], len(inputs), *shape.shape[1:]), shape.dtype)
-        for name, shape in inputs[0].batch_shapes(group.config.batch_size).items()
+        for name, shape in batch_shapes(inputs[0].row, group.config.batch_size).items()
     }
     step = functools.partial(step, group=group)
     with group.clock("compile"):
@@ -157,22 +157,23 @@ def train_epoch(
 
 def evaluate_over(
     group: Group, eval_step: Callable[[Heads, Any], Any], heads: Heads, inputs: Sequence[SplitInputs], split: str
-) -> dict[tuple[int, int], dict[str, Any]]:
+) -> dict[tuple[int, int], evaluate.Evaluation]:
     """What `evaluate.over` tells of each head, by its place in the grid."""
     labels, grid = group.data.splits[split].labels, heads.seed.shape
     totals = {place: metrics.Total(len(group.data.class_names)) for place in np.ndindex(grid)}
-    scores, counted = np.zeros((len(labels), *grid)), np.zeros((len(labels), len(inputs)), bool)
+    logits = np.zeros((len(labels), *grid, group.model.num_outputs), np.float32)
+    counted = np.zeros((len(labels), len(inputs)), bool)
     with group.clock("eval"):
         for batch in _batches(group, inputs, None):
-            sums, logits = jax.device_get(eval_step(heads, batch))
+            sums, of_rows = jax.device_get(eval_step(heads, batch))
             for place, total in totals.items():
                 total.add(at(sums, place))
             index, mask = np.asarray(batch["index"])[:, 0], np.asarray(batch["mask"])
             real = mask.any(1)  # rows that fill the last batch repeat others
-            scores[index[real]] = metrics.binary_score(np.moveaxis(logits, -1, 1))[real]
-            counted[index[real]] = mask[real]
+            logits[index[real]], counted[index[real]] = of_rows[real], mask[real]
         return {
-            (s, a): evaluate.summary(total, scores[:, s, a], counted[:, s], labels) for (s, a), total in totals.items()
+            (s, a): evaluate.evaluation(total, logits[:, s, a], counted[:, s], labels)
+            for (s, a), total in totals.items()
         }
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, features, freeze
+from tltrain import console, features, forward, freeze
 from tltrain.data import pipeline, preprocess
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
@@ -27,11 +27,12 @@ class SplitInputs(NamedTuple):
     start: int
     row: jax.ShapeDtypeStruct
 
-    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch."""
-        fields = {"label": np.int32, "mask": np.bool_, "index": np.int32}
-        shapes = {name: jax.ShapeDtypeStruct((batch_size,), dtype) for name, dtype in fields.items()}
-        return shapes | {"inputs": jax.ShapeDtypeStruct((batch_size, *self.row.shape), self.row.dtype)}
+
+def batch_shapes(row: jax.ShapeDtypeStruct, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch whose inputs have rows like `row`."""
+    fields = {"label": np.int32, "mask": np.bool_, "index": np.int32}
+    shapes = {name: jax.ShapeDtypeStruct((batch_size,), dtype) for name, dtype in fields.items()}
+    return shapes | {"inputs": jax.ShapeDtypeStruct((batch_size, *row.shape), row.dtype)}
 
 
 class Inputs:
@@ -74,7 +75,9 @@ class Inputs:
             place = features.place(self._model, self._plans[name])
             seen = f"stored {place}: {_size(found)}" if found else f"images; {reason}"
             console.say(f"{name}: {split} from {seen}")
-        return found or self.images(split, augment)
+        if found:
+            return found
+        return self.images(split, augment) if split == "train" else self._computed(split, self._plans[name], variables)
 
     def _why_images(self, name, augment):
         """Why a phase sees images; "" where stored activations will do."""
@@ -137,6 +140,21 @@ class Inputs:
 
     def _random(self):
         return preprocess.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
+
+    def _computed(self, split, cut, variables):
+        """`split` from its images, the stages before `cut` run on the way: bitwise what would be stored (on CPU)."""
+        pixels = self.images(split)
+        if not cut:
+            return pixels
+        shape = (self._config.batch_size, *pixels.row.shape)
+        program = forward.Program(self._model, 0, cut, shape, pixels.row.dtype, self._mesh)
+        result = forward.result(program)
+        dtype = features.stored_dtype(self._config, result.dtype)
+
+        def batches(epoch, first):
+            return forward.activations(program, variables, pixels.batches(epoch, first), dtype)
+
+        return SplitInputs(batches, cut, jax.ShapeDtypeStruct(result.shape[1:], dtype))
 
     def images(self, split: str, augment: bool = False) -> SplitInputs:
         """`split` from its images."""

@@ -17,7 +17,7 @@ from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.data.split import Data
 from tltrain.errors import DivergedError, TerminatedError
-from tltrain.inputs import Inputs, SplitInputs
+from tltrain.inputs import Inputs, SplitInputs, batch_shapes
 from tltrain.models.classifier import Classifier
 from tltrain.tensorboard import Scalars
 from tltrain.workdir import Clock, Workdir
@@ -64,20 +64,28 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
     """
     frozen = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
-    train_step, eval_step = _compile(run, phase, state, train, val)
+    train_step = _compile(run, phase, state, train, val)
     state = parallel.replicate(state, run.mesh)
     for epoch in range(len(phase.record["history"]), phase.config.epochs):
         first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
         state, total = _train_epoch(run, phase, train_step, train, state, epoch)
         passed = time.perf_counter() - started
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        with run.clock("eval"):
-            scores = evaluate.over(eval_step, variables, val, run.data, "val", run.mesh, run.config, run.stop)
-        if scores is None:
+        found = evaluate_split(run, variables, val, "val")
+        if found is None:
             _stop(run, phase, state, total)
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
-        score = record_epoch(run, phase, total, scores, passed, rate)
+        score = record_epoch(run, phase, total, found.scores, passed, rate)
         phase.checkpoints.save(int(state.step), state, phase.record, score)
+
+
+def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -> evaluate.Evaluation | None:
+    """What `evaluate.over` tells of `variables` on a split of `run`; None where it was stopped."""
+    with run.clock("compile"):
+        evaluate.compile_step(run.model, inputs, run.config, run.mesh)
+    with run.clock("eval"):
+        examples, title = run.data.splits[split], f"evaluating {split}"
+        return evaluate.over(run.model, variables, inputs, examples, title, run.mesh, run.config, run.stop)
 
 
 def record_epoch(
@@ -111,7 +119,7 @@ def record_epoch(
 
 
 def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
-    config, size = run.config, run.config.batch_size
+    config = run.config
     step = functools.partial(
         steps.train_step,
         model=run.model,
@@ -123,14 +131,11 @@ def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
         smoothing=config.loss.label_smoothing,
         class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
     )
-    val_step = functools.partial(steps.eval_step, model=run.model, start=val.start)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     console.say("Compiling the training and evaluation steps ...")
     with run.clock("compile"):
-        shapes = train.batch_shapes(size)
-        compiled = parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
-        shapes = val.batch_shapes(size)
-        return compiled, parallel.compile_step(val_step, variables, shapes, run.mesh, config.parallel, per_example=True)
+        evaluate.compile_step(run.model, val, config, run.mesh)
+        shapes = batch_shapes(train.row, config.batch_size)
+        return parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
 
 
 def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):

@@ -56,6 +56,15 @@ class Total:
         return total
 
 
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Of each class, float64 `[B, num_classes]`, from logits `[B, D]`: two classes where `D` is 1."""
+    wide = logits.astype(np.float64)
+    if wide.shape[1] == 1:
+        wide = np.concatenate([np.zeros_like(wide), wide], 1)
+    shares = np.exp(wide - wide.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
 def binary_score(logits: np.ndarray) -> np.ndarray:
     """Log odds of class 1 `[B]` from logits `[B, 1]` or `[B, D]` (of class 1 against class 0)."""
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, freeze, loop, metrics, optim, parallel, report, steps, train
+from tltrain import console, evaluate, freeze, loop, metrics, optim, parallel, report, steps, train
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.errors import TltrainError
@@ -89,8 +89,14 @@ class _Member:
         if self.best is None or score > self.best.score:
             self.best = _Best(score, step, at(state, self.place))
 
-    def finish(self, test: dict[str, Any] | None, seconds: dict[str, float], seed: _Seed, like: Checkpoints) -> None:
-        """Saves the best state, its frozen part shared with `like`, and writes the report."""
+    def finish(
+        self,
+        evaluations: dict[str, evaluate.Evaluation],
+        seconds: dict[str, float],
+        seed: _Seed,
+        like: Checkpoints,
+    ) -> None:
+        """Saves the best state, its frozen part shared with `like`, its `evaluations` by split, and the report."""
         assert self.best is not None, "a finished phase has a best epoch"
         run, phase, state = self.run, self.phase, self.best.state
         params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
@@ -100,9 +106,11 @@ class _Member:
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
         num_images = run.data.splits["train"].num_examples
         result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, phase.plan)
+        test = evaluations["test"].scores if "test" in evaluations else None
         whole = report.of_run(
             run.data, {"probe": result}, "probe", seed.origin, test, run.inputs.num_corrupt(), seconds
         )
+        run.work.write_lines("predictions.jsonl", evaluate.predictions(run.data, evaluations))
         run.work.write_json("report.json", whole)
         with console.into(run.work.path / "output.txt"):
             report.show(whole, run.work.path)
@@ -194,28 +202,31 @@ def _train(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence
         started = time.perf_counter()
         heads, finished = train_epoch(group, train_step, heads, train_inputs, epoch)
         seconds = (time.perf_counter() - started) / len(members)
-        scores = evaluate_over(group, eval_step, heads, val_inputs, "val")
+        found = evaluate_over(group, eval_step, heads, val_inputs, "val")
         state = jax.device_get(heads.state)
         with group.clock("record"):
             for member in members:
-                member.end_epoch(finished, scores[member.place], state, seconds, num_images / seconds)
+                member.end_epoch(finished, found[member.place].scores, state, seconds, num_images / seconds)
     return heads
 
 
 def _finish(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence[_Member]) -> None:
-    """Meets the test split with the best state of each member, saves that state, writes the reports."""
+    """Evaluates the best state of each member on val and on test, saves it, writes the reports."""
     best = {member: member.best for member in members if member.error is None and member.best is not None}
-    test: dict[tuple[int, int], dict[str, Any]] = {}
-    if "test" in group.data.splits and best:
-        inputs = _inputs(group, seeds, "test")
-        state = jax.tree.map(np.array, heads.state)
-        for member, (_, _, own) in best.items():
-            jax.tree.map(lambda whole, leaf, place=member.place: whole.__setitem__(place, leaf), state, own)
-        heads = parallel.replicate(Heads(state, heads.seed, heads.learning_rate, heads.weight_decay), group.mesh)
-        test = evaluate_over(group, compile_eval(group, heads, inputs), heads, inputs, "test")
+    if not best:
+        return
+    state = jax.tree.map(np.array, heads.state)
+    for member, (_, _, own) in best.items():
+        jax.tree.map(lambda whole, leaf, place=member.place: whole.__setitem__(place, leaf), state, own)
+    heads = parallel.replicate(Heads(state, heads.seed, heads.learning_rate, heads.weight_decay), group.mesh)
+    found = {}
+    for split in list(group.data.splits)[1:]:
+        inputs = _inputs(group, seeds, split)
+        found[split] = evaluate_over(group, compile_eval(group, heads, inputs), heads, inputs, split)
     seconds = {part: spent / len(members) for part, spent in group.clock.total().items()}
     first: dict[int, Checkpoints] = {}
     for member in best:
         s = member.place[0]
         first.setdefault(s, member.phase.checkpoints)
-        member.finish(test.get(member.place), seconds, seeds[s], first[s])
+        evaluations = {split: of_heads[member.place] for split, of_heads in found.items()}
+        member.finish(evaluations, seconds, seeds[s], first[s])

@@ -1,7 +1,6 @@
 """The life of an experiment, from its config to its report."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,20 +117,18 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
 
 
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
-    """The content of `report.json`; where there is a test split, the chosen model meets it here, once."""
+    """The content of `report.json`; writes the predictions of the chosen model, which meets test here, once."""
     key, sign = ("accuracy", 1) if run.config.checkpoint.best == "accuracy" else ("loss", -1)
     chosen = max(phases, key=lambda name: sign * phases[name]["best"]["val"][key])
-    scores = None
-    if "test" in run.data.splits:
-        test, variables = run.inputs.images("test"), best[chosen]
-        step = functools.partial(steps.eval_step, model=run.model, start=test.start)
-        with run.clock("compile"):
-            shapes = test.batch_shapes(run.config.batch_size)
-            eval_step = parallel.compile_step(step, variables, shapes, run.mesh, run.config.parallel, per_example=True)
-        with run.clock("eval"):
-            scores = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config, run.stop)
-        if scores is None:
+    evaluations: dict[str, evaluate.Evaluation] = {}
+    for split in list(run.data.splits)[1:]:
+        inputs = run.inputs.of_phase(chosen, split, best[chosen])
+        found = loop.evaluate_split(run, best[chosen], inputs, split)
+        if found is None:
             raise TerminatedError(
-                f"stopped while test was evaluated; all else is in {run.work.path}; the same command goes on"
+                f"stopped while {split} was evaluated; all else is in {run.work.path}; the same command goes on"
             )
+        evaluations[split] = found
+    run.work.write_lines("predictions.jsonl", evaluate.predictions(run.data, evaluations))
+    scores = evaluations["test"].scores if "test" in evaluations else None
     return report.of_run(run.data, phases, chosen, origin, scores, run.inputs.num_corrupt(), run.clock.total())

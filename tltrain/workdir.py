@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,17 @@ class Workdir:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file as a whole: the old content or the new stands there, never a part."""
+        self._write(name, [json.dumps(_without_nan(value), indent=2)])
+
+    def write_lines(self, name: str, values: Iterable[dict[str, Any]]) -> None:
+        """Writes a file of JSON lines, as a whole too."""
+        self._write(name, (json.dumps(_without_nan(value)) for value in values))
+
+    def _write(self, name, lines):
         part = self.path / f"{name}.part"
         try:
             with part.open("w") as file:
-                json.dump(_without_nan(value), file, indent=2)
-                file.write("\n")
+                file.writelines(f"{line}\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.path / name)
