@@ -1,5 +1,6 @@
 """What every verb does around its work: its flags, errors as one line and an exit code, signals."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -33,6 +34,14 @@ def run(argv: list[str], work: Callable[[Callable[[], bool]], int]) -> int:
             traceback.print_exc()
         print(f"tltrain: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """What reads the command line of a verb over a finished run: `--workdir`, `--debug` and what the verb adds."""
+    made = argparse.ArgumentParser(f"python -m tltrain.{verb}", description=description)
+    made.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
 
 
 def parse_config(argv: list[str]) -> tuple[ConfigDict, Path]:

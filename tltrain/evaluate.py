@@ -1,100 +1,104 @@
-"""Exact evaluation: every readable example of a split counts once, for any batch size and number of devices."""
+"""`python -m tltrain.evaluate --workdir DIR`: the best model of a finished run on any split or folder."""
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from tltrain import console, metrics, parallel, steps
-from tltrain.data import pipeline
+from tltrain import command, config, console, evaluation, finished, parallel, report
+from tltrain.data import sources
 from tltrain.data.split import Data, Split
-from tltrain.inputs import SplitInputs, batch_shapes
-from tltrain.models import zoo
-from tltrain.models.classifier import Classifier
+from tltrain.errors import ConfigError, TerminatedError, WorkdirError
+from tltrain.evaluation import Evaluation
+from tltrain.finished import Finished
+from tltrain.inputs import Inputs
+from tltrain.workdir import Clock
 
 
-class Evaluation(NamedTuple):
-    """A split under one set of variables.
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv`; returns the exit code."""
+    parser = command.parser("evaluate", "Evaluates the best model of a finished run on a split or a folder.")
+    parser.add_argument("--split", help="split expression, such as 'test' or 'train[80%%:]'; default: the run's last")
+    parser.add_argument("--source", help="tfds:NAME or folder:PATH, with the run's class names; default: the run's own")
+    parser.add_argument("--data-dir", help="where TFDS keeps its data sets; default: the run's own")
+    parser.add_argument("--output", type=Path, help="write every prediction to this file of JSON lines")
+    return command.run(argv, lambda stop: _run(parser.parse_args(argv[1:]), stop))
 
-    `scores` are `loss` in nats, `accuracy`, `confusion` (true class first) and, for two classes, `auc`; `logits`
-    float32 `[N, D]` are those of every example where `counted` bool `[N]`: its image could be read.
+
+def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
+    run = finished.load(arguments.workdir)
+    given = {"source": arguments.source, "data_dir": arguments.data_dir}
+    run.config.data.update({key: value for key, value in given.items() if value is not None})
+    if arguments.source and not arguments.source.startswith("tfds:"):
+        run.config.data.data_dir = ""
+    config.validate(run.config)
+    split = sources.load_split(run.config.data, arguments.split or _last_split(arguments, run), run.class_names)
+    found = over(run, split, stop)
+    _show(run, split, found)
+    if arguments.output:
+        lines = evaluation.predictions(Data({split.expression: split}, run.class_names), {split.expression: found})
+        write_lines(arguments.output, (json.dumps(line) for line in lines))
+        console.say(f"Every prediction is in {arguments.output}.")
+    return 0
+
+
+def _last_split(arguments, run):
+    if arguments.source:
+        raise ConfigError("--source without --split; on the command line; say which, as in --split train for all of it")
+    return run.config.data.splits[-1]
+
+
+def over(run: Finished, split: Split, stop: Callable[[], bool], features: np.ndarray | None = None) -> Evaluation:
+    """The best model of `run` on `split`, whose labels index its class names; `features` as for `evaluation.over`.
+
+    Equal images give bitwise the logits of the run's own evaluation, on CPU and unless `features.dtype` rounds.
+
+    Raises:
+        DataError: too many unreadable images.
+        TerminatedError: `stop()` became true.
     """
-
-    scores: dict[str, Any]
-    logits: np.ndarray
-    counted: np.ndarray
-
-
-def compile_step(model: Classifier, inputs: SplitInputs, config: ConfigDict, mesh: Mesh) -> Callable[[Any, Any], Any]:
-    """`steps.eval_step` for batches of `inputs`, compiled once a process."""
-    return _compiled(model, inputs.start, inputs.row, config.batch_size, mesh, config.parallel)
-
-
-@functools.cache
-def _compiled(model, start, row, batch_size, mesh, mode):
-    step = functools.partial(steps.eval_step, model=model, start=start)
-    shapes = batch_shapes(row, batch_size)
-    return parallel.compile_step(step, zoo.shapes(model), shapes, mesh, mode, per_example=True)
+    settings = run.config.copy_and_resolve_references()
+    for phase in config.PHASES:
+        settings[phase].epochs = int(phase == run.phase)  # no other phase wants activations of its own
+    mesh = parallel.make_mesh(settings.batch_size)
+    data = Data({"given": split}, run.class_names)
+    inputs = Inputs(settings, run.model, data, mesh, Clock(), stop).of_phase(run.phase, "given", run.variables)
+    title = f"evaluating {split.expression}"
+    found = evaluation.over(run.model, run.variables, inputs, split, title, mesh, settings, stop, features)
+    if found is None:
+        raise TerminatedError(f"stopped while {split.expression} was evaluated; nothing was written")
+    return found
 
 
-def over(
-    model: Classifier,
-    variables: dict,
-    inputs: SplitInputs,
-    examples: Split,
-    title: str,
-    mesh: Mesh,
-    config: ConfigDict,
-    stop: Callable[[], bool],
-) -> Evaluation | None:
-    """Evaluates `variables` of `model` on `examples`, which `inputs` are of; `title` stands beside the progress.
-
-    None where `stop()` became true on the way.
-    """
-    eval_step = compile_step(model, inputs, config, mesh)
-    variables = parallel.replicate(variables, mesh)
-    logits = np.zeros((examples.num_examples, model.num_outputs), np.float32)
-    counted, total = np.zeros(len(logits), bool), metrics.Total(max(model.num_outputs, 2))
-    with console.progress(title, pipeline.num_batches(len(logits), config.batch_size)) as update:
-        for done, batch in enumerate(parallel.prefetch(inputs.batches(None, 0), mesh, config.parallel), 1):
-            sums, of_rows = jax.device_get(eval_step(variables, batch))
-            total.add(sums)
-            mask = np.asarray(batch["mask"])
-            index = np.asarray(batch["index"])[mask]
-            logits[index], counted[index] = of_rows[mask], True
-            update(done)
-            if stop():
-                return None
-    return evaluation(total, logits, counted, examples.labels)
+def _show(run: Finished, split: Split, found: Evaluation) -> None:
+    scores: dict[str, Any] = found.scores
+    unreadable = int((~found.counted).sum())
+    console.say(
+        f"{run.path}, {run.phase}, on {split.expression}: {int(found.counted.sum())} images"
+        + (f", {unreadable} unreadable ones skipped" if unreadable else "")
+    )
+    auc = f", AUC {report.number(scores['auc'])}" if "auc" in scores else ""
+    console.say(f"accuracy {report.number(scores['accuracy'])}, loss {report.number(scores['loss'])}{auc}")
+    confusion = np.asarray(scores["confusion"])
+    with np.errstate(invalid="ignore"):  # a class without images or without answers has no recall or precision
+        recall, precision = (np.diag(confusion) / confusion.sum(axis) for axis in (1, 0))
+    numbers = zip(run.class_names, confusion.sum(1), precision, recall, strict=True)
+    rows = [[name, str(count), report.number(p), report.number(r)] for name, count, p, r in numbers]
+    console.table("", ["class", "images", "precision", "recall"], rows)
 
 
-def evaluation(total: metrics.Total, logits: np.ndarray, counted: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """That of a split: the `total` over its examples, the `logits` of those `counted`, the `labels` int32 `[N]`."""
-    assert total.count == counted.sum(), "every example is counted exactly once"
-    scores = total.summary() | {"confusion": total.confusion.tolist()}
-    if len(total.confusion) == 2:
-        scores["auc"] = metrics.auc(metrics.binary_score(logits[counted]), labels[counted] == 1)
-    return Evaluation(scores, logits, counted)
+def write_lines(path: Path, lines: Any) -> None:
+    """Writes lines of text to the file `path`; raises WorkdirError where it cannot."""
+    try:
+        with path.open("w") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        raise WorkdirError(f"cannot write {path}; {error.strerror}; give another --output") from error
 
 
-def predictions(data: Data, evaluations: dict[str, Evaluation]) -> Iterator[dict[str, Any]]:
-    """The lines of `predictions.jsonl`: every example that was counted, by split, in the order of the split.
-
-    Each has `split`, `id`, `label`, `probabilities` `[num_classes]` and `loss` in nats.
-    """
-    for name, found in evaluations.items():
-        split, probabilities = data.splits[name], metrics.probabilities(found.logits)
-        for i in np.flatnonzero(found.counted):
-            label = int(split.labels[i])
-            loss = -np.log(max(probabilities[i, label], np.finfo(np.float64).tiny))
-            yield {
-                "split": name,
-                "id": split.ids[i],
-                "label": label,
-                "probabilities": [float(f"{p:.6g}") for p in probabilities[i]],
-                "loss": float(f"{loss:.6g}"),
-            }
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -132,11 +132,6 @@ def _name(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def stored_dtype(config: ConfigDict, dtype: np.dtype) -> np.dtype:
-    """As what activations of `dtype` are stored."""
-    return np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else dtype
-
-
 def place(model: Classifier, cut: int) -> str:
     """The cut in words."""
     stages = model.backbone.stages
@@ -160,7 +155,7 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
     row = stored.inputs[0] if stored else np.zeros((*config.data.image_size, 3), np.uint8)
     program = forward.Program(model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
     result = forward.result(program)
-    dtype = stored_dtype(config, result.dtype)
+    dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
     if not folder.with_suffix(".part").exists():
         _check_space(folder.parent, split.num_examples, result.shape[1:], dtype, model, config)
     writer = store.Writer(folder, (split.num_examples, *result.shape[1:]), dtype)
@@ -173,12 +168,12 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
         options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
         batches = pipeline.from_images(split, index, mask, *options)
         begin_import()  # TensorFlow comes in while XLA compiles
-    computed = forward.activations(program, variables, batches, dtype)
+    computed = forward.activations(program, variables, batches)
     title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
     done = split.num_examples - int(writer.missing.sum())
     with progress(title, split.num_examples) as update:
         for batch, keep in zip(computed, mask, strict=True):
-            writer.write(batch["index"][keep], np.asarray(batch["inputs"])[keep], batch["mask"][keep])
+            writer.write(batch["index"][keep], np.asarray(batch["inputs"])[keep].astype(dtype), batch["mask"][keep])
             done += int(keep.sum())
             update(done)
     writer.finish(facts)

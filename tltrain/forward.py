@@ -34,7 +34,8 @@ class Program(NamedTuple):
 @functools.cache
 def _lowered(program: Program) -> Any:
     run = functools.partial(run_frozen, program.model, start=program.start, stop=program.stop)
-    jitted = jax.jit(run, in_shardings=parallel.shardings(program.mesh), compiler_options=forward_options())
+    whole, parts = parallel.shardings(program.mesh)
+    jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
     return jitted.lower(zoo.shapes(program.model), jax.ShapeDtypeStruct(program.shape, program.dtype))
 
 
@@ -49,14 +50,17 @@ def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
     return _lowered(program).compile()
 
 
-def activations(program: Program, variables: dict, batches: Iterable[Batch], dtype: np.dtype) -> Iterator[Batch]:
-    """`batches` of what `program` starts from, their inputs replaced by what it makes of them, as `dtype`."""
+def activations(program: Program, variables: dict, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """`batches` of what `program` starts from, their inputs replaced by what it makes of them, on the devices.
+
+    However stages are divided into programs, and whatever stands in the other rows of a batch, a row is bitwise the
+    same (on CPU).
+    """
     run, mesh = compiled(program), program.mesh
     frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
 
     def compute(batch):
-        made = run(frozen, parallel.put(batch["inputs"], mesh)).astype(dtype)
-        return batch | {"inputs": jax.block_until_ready(made)}
+        return batch | {"inputs": jax.block_until_ready(run(frozen, parallel.put(batch["inputs"], mesh)))}
 
     return in_order(compute, ((batch,) for batch in batches), mesh)
 

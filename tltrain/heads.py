@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, evaluate, freeze, metrics, optim, parallel, steps
+from tltrain import console, evaluation, freeze, metrics, optim, parallel, steps
 from tltrain.data import pipeline, sources
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
@@ -111,8 +111,7 @@ def _eval_step(heads, batch, *, group: Group, axis_name: str | None = None):
     """`steps.eval_step` of each head: sums `[seeds, arms]`, logits `[B, seeds, arms, D]`."""
 
     def one(head, batch):
-        variables = {"params": head.state.params, "batch_stats": {}}
-        return steps.eval_step(variables, batch, model=group.model, start=group.plan.cut, axis_name=axis_name)
+        return steps.eval_step({"params": head.state.params}, batch, model=group.model, axis_name=axis_name)
 
     return jax.vmap(jax.vmap(one, (0, None), (0, 1)), (0, 1), (0, 1))(heads, batch)
 
@@ -157,8 +156,8 @@ def train_epoch(
 
 def evaluate_over(
     group: Group, eval_step: Callable[[Heads, Any], Any], heads: Heads, inputs: Sequence[SplitInputs], split: str
-) -> dict[tuple[int, int], evaluate.Evaluation]:
-    """What `evaluate.over` tells of each head, by its place in the grid."""
+) -> dict[tuple[int, int], evaluation.Evaluation]:
+    """What `evaluation.over` tells of each head, by its place in the grid."""
     labels, grid = group.data.splits[split].labels, heads.seed.shape
     totals = {place: metrics.Total(len(group.data.class_names)) for place in np.ndindex(grid)}
     logits = np.zeros((len(labels), *grid, group.model.num_outputs), np.float32)
@@ -172,7 +171,7 @@ def evaluate_over(
             real = mask.any(1)  # rows that fill the last batch repeat others
             logits[index[real]], counted[index[real]] = of_rows[real], mask[real]
         return {
-            (s, a): evaluate.evaluation(total, logits[:, s, a], counted[:, s], labels)
+            (s, a): evaluation.of_logits(total, logits[:, s, a], counted[:, s], labels)
             for (s, a), total in totals.items()
         }
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, features, forward, freeze
+from tltrain import console, features, freeze
 from tltrain.data import pipeline, preprocess
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
@@ -75,9 +75,7 @@ class Inputs:
             place = features.place(self._model, self._plans[name])
             seen = f"stored {place}: {_size(found)}" if found else f"images; {reason}"
             console.say(f"{name}: {split} from {seen}")
-        if found:
-            return found
-        return self.images(split, augment) if split == "train" else self._computed(split, self._plans[name], variables)
+        return found or self.images(split, augment)
 
     def _why_images(self, name, augment):
         """Why a phase sees images; "" where stored activations will do."""
@@ -140,21 +138,6 @@ class Inputs:
 
     def _random(self):
         return preprocess.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
-
-    def _computed(self, split, cut, variables):
-        """`split` from its images, the stages before `cut` run on the way: bitwise what would be stored (on CPU)."""
-        pixels = self.images(split)
-        if not cut:
-            return pixels
-        shape = (self._config.batch_size, *pixels.row.shape)
-        program = forward.Program(self._model, 0, cut, shape, pixels.row.dtype, self._mesh)
-        result = forward.result(program)
-        dtype = features.stored_dtype(self._config, result.dtype)
-
-        def batches(epoch, first):
-            return forward.activations(program, variables, pixels.batches(epoch, first), dtype)
-
-        return SplitInputs(batches, cut, jax.ShapeDtypeStruct(result.shape[1:], dtype))
 
     def images(self, split: str, augment: bool = False) -> SplitInputs:
         """`split` from its images."""

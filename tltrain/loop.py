@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, evaluate, freeze, metrics, parallel, report, steps
+from tltrain import console, evaluation, freeze, metrics, parallel, report, steps
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.data.split import Data
@@ -79,13 +79,13 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         phase.checkpoints.save(int(state.step), state, phase.record, score)
 
 
-def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -> evaluate.Evaluation | None:
-    """What `evaluate.over` tells of `variables` on a split of `run`; None where it was stopped."""
+def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -> evaluation.Evaluation | None:
+    """What `evaluation.over` tells of `variables` on a split of `run`; None where it was stopped."""
     with run.clock("compile"):
-        evaluate.compile_step(run.model, inputs, run.config, run.mesh)
+        evaluation.prepare(run.model, inputs, run.config, run.mesh)
     with run.clock("eval"):
         examples, title = run.data.splits[split], f"evaluating {split}"
-        return evaluate.over(run.model, variables, inputs, examples, title, run.mesh, run.config, run.stop)
+        return evaluation.over(run.model, variables, inputs, examples, title, run.mesh, run.config, run.stop)
 
 
 def record_epoch(
@@ -97,7 +97,7 @@ def record_epoch(
         run: of which it is a part.
         phase: of which it is the next epoch.
         total: over its training steps.
-        scores: on val after it, as by `evaluate.over`.
+        scores: on val after it, as by `evaluation.over`.
         seconds: of its training steps.
         rate: images a second of these.
 
@@ -133,7 +133,7 @@ def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
     )
     console.say("Compiling the training and evaluation steps ...")
     with run.clock("compile"):
-        evaluate.compile_step(run.model, val, config, run.mesh)
+        evaluation.prepare(run.model, val, config, run.mesh)
         shapes = batch_shapes(train.row, config.batch_size)
         return parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
 

@@ -125,11 +125,13 @@ def _sum_over(axis_name, tree):
 
 
 def eval_step(
-    variables: dict, batch: Batch, *, model: Classifier, start: int, axis_name: str | None = None
+    variables: dict, batch: Batch, *, model: Classifier, axis_name: str | None = None
 ) -> tuple[metrics.Metrics, jax.Array]:
-    """Metrics summed over the unmasked rows of the global batch, and float32 logits `[B, D]` of all rows."""
-    features = run_frozen(model, variables, batch["inputs"], start, len(model.backbone.stages))
-    logits: Any = model.apply(variables, features, len(model.backbone.stages))
+    """Metrics summed over the unmasked rows of the global batch, and float32 logits `[B, D]` of all rows.
+
+    The inputs of `batch` are pooled features `[B, C]`; of `variables` only `params["head"]` is used.
+    """
+    logits: Any = model.apply(variables, batch["inputs"], len(model.backbone.stages))
     losses = example_losses(logits, batch["label"])
     counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))
     return _sum_over(axis_name, counted), logits

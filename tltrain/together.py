@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, evaluate, freeze, loop, metrics, optim, parallel, report, steps, train
+from tltrain import console, evaluation, freeze, loop, metrics, optim, parallel, report, steps, train
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.errors import TltrainError
@@ -91,7 +91,7 @@ class _Member:
 
     def finish(
         self,
-        evaluations: dict[str, evaluate.Evaluation],
+        evaluations: dict[str, evaluation.Evaluation],
         seconds: dict[str, float],
         seed: _Seed,
         like: Checkpoints,
@@ -110,7 +110,7 @@ class _Member:
         whole = report.of_run(
             run.data, {"probe": result}, "probe", seed.origin, test, run.inputs.num_corrupt(), seconds
         )
-        run.work.write_lines("predictions.jsonl", evaluate.predictions(run.data, evaluations))
+        run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
         run.work.write_json("report.json", whole)
         with console.into(run.work.path / "output.txt"):
             report.show(whole, run.work.path)

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, evaluate, freeze, loop, optim, parallel, report, steps, weights
+from tltrain import console, download, evaluation, freeze, loop, optim, parallel, report, steps, weights
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import TerminatedError
@@ -120,7 +120,7 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
     """The content of `report.json`; writes the predictions of the chosen model, which meets test here, once."""
     key, sign = ("accuracy", 1) if run.config.checkpoint.best == "accuracy" else ("loss", -1)
     chosen = max(phases, key=lambda name: sign * phases[name]["best"]["val"][key])
-    evaluations: dict[str, evaluate.Evaluation] = {}
+    evaluations: dict[str, evaluation.Evaluation] = {}
     for split in list(run.data.splits)[1:]:
         inputs = run.inputs.of_phase(chosen, split, best[chosen])
         found = loop.evaluate_split(run, best[chosen], inputs, split)
@@ -129,6 +129,6 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
                 f"stopped while {split} was evaluated; all else is in {run.work.path}; the same command goes on"
             )
         evaluations[split] = found
-    run.work.write_lines("predictions.jsonl", evaluate.predictions(run.data, evaluations))
+    run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
     scores = evaluations["test"].scores if "test" in evaluations else None
     return report.of_run(run.data, phases, chosen, origin, scores, run.inputs.num_corrupt(), run.clock.total())

@@ -46,7 +46,7 @@ def load(root: Path, expressions: tuple[str, ...]) -> tuple[list[Split], tuple[s
             )
         paths, labels = [], []
         for label, class_name in enumerate(class_names):
-            files = _slice(_image_files(base / class_name), start, stop)
+            files = _slice(image_files(base / class_name), start, stop)
             paths += files
             labels += [label] * len(files)
         splits.append(_folder_split(expression, root, paths, labels))
@@ -67,7 +67,8 @@ def _class_names(base):
     return tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The images at any depth below `folder`, by path; hidden ones are left out, and there are none without it."""
     if not folder.is_dir():
         return []
     files = (Path(top) / name for top, _, names in os.walk(folder, followlinks=True) for name in names)

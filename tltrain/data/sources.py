@@ -1,5 +1,6 @@
 """What `config.data` names -> its splits and class names, checked: splits never share an example."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain.data import folder_source, tfds_source
-from tltrain.data.split import Data
+from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
 
 
@@ -17,13 +18,37 @@ def load(config: ConfigDict) -> Data:
     Raises:
         DataError: it is not there, a split is empty, malformed or overlaps another, or labels do not fit the classes.
     """
-    kind, _, place = config.source.partition(":")
-    splits, class_names = (
-        folder_source.load(Path(place), config.splits) if kind == "folder" else tfds_source.load(place, config)
-    )
+    splits, class_names = _read(config)
     data = Data(dict(zip(("train", "val", "test"), splits, strict=False)), class_names)
     _check(data, config.source)
     return data
+
+
+def load_split(config: ConfigDict, expression: str, class_names: tuple[str, ...]) -> Split:
+    """The split `expression` of what `config` names, its labels those of `class_names`.
+
+    Raises:
+        DataError: it cannot be read, is empty, or has a class that is not one of these.
+    """
+    config = config.copy_and_resolve_references()
+    config.splits = (expression,)
+    (split,), found = _read(config)
+    if unknown := [name for name in found if name not in class_names]:
+        raise DataError(
+            f"{config.source} has classes that the run has not; {', '.join(unknown)}; the run knows "
+            f"{', '.join(class_names)}; rename or remove them"
+        )
+    if not split.num_examples:
+        raise DataError(f"split {expression!r} of {config.source} is empty; give another")
+    labels = np.asarray([class_names.index(name) for name in found], np.int32)[split.labels]
+    return dataclasses.replace(split, labels=labels)
+
+
+def _read(config):
+    kind, _, place = config.source.partition(":")
+    if kind == "folder":
+        return folder_source.load(Path(place), config.splits)
+    return tfds_source.load(place, config)
 
 
 def class_weights(setting: Any, data: Data) -> np.ndarray:
