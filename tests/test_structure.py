@@ -12,7 +12,7 @@ ORDER = (
     "steps optim report tensorboard finished workdir checkpoint parallel "
     "data.pipeline data.sources data.folder_source data.tfds_source data.split data.preprocess data console "
     "models.zoo freeze weights download models.classifier models.mobilenet_v2 models.backbone models.layers "
-    "metrics config errors"
+    "metrics config rules errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
 HOMES |= {"absl": ("command", "sweep")}

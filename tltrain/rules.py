@@ -1,0 +1,111 @@
+"""What each key of a config may be, and whether a name is a key."""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PHASES = ("probe", "finetune")
+
+
+def _one_of(*values):
+    return lambda v: v in values, " or ".join(repr(v) for v in values)
+
+
+def _number(low, high, integer=False):
+    kind = int if integer else (int, float)
+    bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
+
+    def holds(v):
+        return isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high and math.isfinite(v)
+
+    return holds, f"{'an integer' if integer else 'a number'} {bounds}"
+
+
+_BOOL = (lambda v: isinstance(v, bool), "True or False")
+_TEXT = (lambda v: isinstance(v, str), "a string")
+_SPLITS = (
+    lambda v: isinstance(v, tuple) and len(v) in (2, 3) and all(isinstance(s, str) for s in v),
+    "a tuple of two or three split expressions, (train, val) or (train, val, test)",
+)
+_SIZE = (
+    lambda v: isinstance(v, tuple) and len(v) == 2 and all(isinstance(n, int) and 32 <= n <= 4096 for n in v),
+    "a tuple (height, width), each from 32 to 4096 pixels",
+)
+_SOURCE = (
+    lambda v: isinstance(v, str) and v.split(":", 1)[0] in ("tfds", "folder") and bool(v.partition(":")[2]),
+    "'tfds:NAME' or 'folder:PATH'",
+)
+_WEIGHT_OF_CLASS = (
+    lambda v: v is None or v == "auto" or (is_dict(v) and all(_number(0, math.inf)[0](w) for w in v.values())),
+    "None, 'auto' or a dict of class name to weight",
+)
+
+
+def is_dict(value: Any) -> bool:
+    """Whether `value` is a group of keys, or a value that is a dict."""
+    return isinstance(value, dict | ConfigDict)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _number(0, 2**31 - 1, integer=True),
+    "batch_size": _number(1, 2**20, integer=True),
+    "parallel": _one_of("jit", "pmap"),
+    "data.source": _SOURCE,
+    "data.data_dir": _TEXT,
+    "data.splits": _SPLITS,
+    "data.image_size": _SIZE,
+    "data.resize": _one_of("stretch", "crop"),
+    "data.pixels": _one_of("backbone", "unit"),
+    "data.max_corrupt": _number(0, 1),
+    "data.max_memory_gib": _number(0, math.inf),
+    "data.augment.horizontal_flip": _BOOL,
+    "data.augment.vertical_flip": _BOOL,
+    "data.augment.min_area": _number(0.01, 1),
+    "data.augment.rotation": _number(0, 180),
+    "data.augment.color": _number(0, 1),
+    "model.backbone": _TEXT,
+    "model.weights": (lambda v: isinstance(v, str) and bool(v), "'imagenet', 'random' or the path of a Keras .h5"),
+    "model.head": _one_of("auto", "sigmoid", "softmax"),
+    "model.dropout": _number(0, 0.99),
+    "model.batch_norm_momentum": (lambda v: v is None or _number(0, 1)[0](v), "None or a number from 0 to 1"),
+    "model.dtype": _one_of("float32", "bfloat16"),
+    "loss.label_smoothing": _number(0, 0.99),
+    "loss.class_weights": _WEIGHT_OF_CLASS,
+    "features.enabled": _one_of("auto", "on", "off"),
+    "features.dtype": _one_of("model", "bfloat16"),
+    "features.augment_views": _number(0, math.inf, integer=True),
+    "features.dir": _TEXT,
+    "checkpoint.every_steps": _number(0, math.inf, integer=True),
+    "checkpoint.keep": _number(1, math.inf, integer=True),
+    "checkpoint.best": _one_of("accuracy", "loss"),
+    "log.every_steps": _number(1, math.inf, integer=True),
+    "log.tensorboard": _BOOL,
+}
+_PHASE_RULES = {
+    "epochs": _number(0, math.inf, integer=True),
+    "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all' or None"),
+    "batch_norm": _one_of("inference", "train"),
+    "augment": _BOOL,
+    "optimizer": _one_of("adam", "adamw", "sgd"),
+    "learning_rate": _number(0, math.inf),
+    "schedule": _one_of("constant", "cosine"),
+    "warmup_epochs": _number(0, math.inf),
+    "momentum": _number(0, 1),
+    "weight_decay": _number(0, math.inf),
+    "clip_norm": _number(0, math.inf),
+}
+RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}
+
+
+def unknown(key: str) -> str | None:
+    """What is wrong with the name `key`, with the nearest known one; None where it is a key or a group of keys."""
+    groups = {name[:i] for name in RULES for i in range(len(name)) if name[i] == "."}
+    if key in RULES or key in groups:
+        return None
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in RULES if name.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(key, [*RULES, *groups], n=1, cutoff=0.6) or same_leaf
+    return f"config has no key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
