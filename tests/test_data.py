@@ -127,7 +127,7 @@ def config_of(source, splits):
 
 
 def folder(root, splits=("train[:75%]", "train[75%:]")):
-    return sources.load(config_of(f"folder:{root}", splits))
+    return sources.load(config_of(f"folder:{root}", splits), seed=0)
 
 
 def test_a_folder_gives_classes_labels_and_stratified_splits(images):
@@ -255,7 +255,7 @@ def test_corrupt_images_are_masked_named_once_and_limited(images, tmp_path):
 def test_tfds_splits_are_those_of_tfds(shared_data):
     config = config_of("tfds:cats_vs_dogs", ("train[:80%]", "train[80%:90%]", "train[90%:]"))
     config.data_dir = str(shared_data / "tfds")
-    data = sources.load(config)
+    data = sources.load(config, seed=0)
     assert data.class_names == ("cat", "dog")
     assert [split.num_examples for split in data.splits.values()] == [1600, 200, 200]
     assert len({i for split in data.splits.values() for i in split.ids}) == 2000
@@ -277,4 +277,4 @@ def test_a_bad_tfds_source_is_refused_with_its_reason(case, shared_data):
     config = config_of(source, splits)
     config.update(data_dir=str(shared_data / "tfds"), **changes)
     with pytest.raises(DataError, match=message):
-        sources.load(config)
+        sources.load(config, seed=0)

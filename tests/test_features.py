@@ -56,7 +56,7 @@ CHANGES = {
 
 def name_of(config, cut=3, **options):
     model = zoo.create(config, 2)
-    split = sources.load(config.data).splits["train"]
+    split = sources.load(config.data, config.seed).splits["train"]
     wanted = features.Wanted(split, cut, **options)
     return features._name(features._facts(config, model, zoo.init(model, config.seed, None), wanted))
 
@@ -163,7 +163,7 @@ def test_two_at_once_compute_a_store_once(tiny, monkeypatch):
     made, found = [], []
     extract = features._extract
     monkeypatch.setattr(features, "_extract", lambda folder, *rest: (made.append(folder), extract(folder, *rest)))
-    model, split = zoo.create(tiny, 2), sources.load(tiny.data).splits["train"]
+    model, split = zoo.create(tiny, 2), sources.load(tiny.data, tiny.seed).splits["train"]
     arguments = (tiny, model, zoo.init(model, 0, None), features.Wanted(split, 3), None)
     corrupt, mesh = pipeline.Corrupt(split, 0.0, print), parallel.make_mesh(tiny.batch_size)
 
@@ -184,7 +184,7 @@ def test_a_row_is_what_the_frozen_stages_make_of_the_image(tiny, tmp_path, image
     tiny.finetune.epochs = 0
     run(tiny, tmp_path / "run")
     model = zoo.create(tiny, 2)
-    split = sources.load(tiny.data).splits["val"]
+    split = sources.load(tiny.data, tiny.seed).splits["val"]
     found = {len(np.load(f / "rows.npy")): store.Store(f) for f in stores(tmp_path)}[split.num_examples]
     pixels = jnp.stack([load_image(split.read(i), (32, 32), "stretch") for i in range(split.num_examples)])
     expected = run_frozen(model, zoo.init(model, 0, None), pixels, 0, 5)
@@ -228,9 +228,9 @@ def test_labels_of_tfds_are_read_once(shared_data, tmp_path, monkeypatch):
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
     config = default()
     config.data.data_dir = str(shared_data / "tfds")
-    first = sources.load(config.data).splits["val"]
+    first = sources.load(config.data, config.seed).splits["val"]
     assert first.read(0)[:2] == b"\xff\xd8"
     monkeypatch.setattr(tfds_source, "_read_records", lambda *_: pytest.fail("read again"))
-    second = sources.load(config.data).splits["val"]
+    second = sources.load(config.data, config.seed).splits["val"]
     np.testing.assert_array_equal(first.labels, second.labels)
     assert (second.ids, second.fingerprint) == (first.ids, first.fingerprint)

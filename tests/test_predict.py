@@ -59,7 +59,7 @@ def test_logits_of_predict_are_bitwise_those_of_the_evaluation(tiny, tmp_path, i
 
     monkeypatch.setattr(evaluation, "of_logits", keep)
     run(tiny, tmp_path / "run")
-    expected, val = seen["last"], sources.load(tiny.data).splits["val"]
+    expected, val = seen["last"], sources.load(tiny.data, tiny.seed).splits["val"]
     order = np.random.default_rng(0).permutation(val.num_examples)
     files = [images / val.ids[i] for i in order]
     code, _ = call(predict, "--workdir", tmp_path / "run", *files)

@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_such_state_is_saved(tiny
 def test_corrupt_images_are_reported_and_too_many_stop_the_run(tiny, images, tmp_path, capsys):
     root = shutil.copytree(images, tmp_path / "copy")
     tiny.data.update(source=f"folder:{root}", max_corrupt=0.1)
-    broken = sources.load(tiny.data).splits["train"].ids[0]
+    broken = sources.load(tiny.data, tiny.seed).splits["train"].ids[0]
     (root / broken).write_bytes(b"broken")
     result = run(tiny, tmp_path / "run")
     assert result["num_corrupt"] == {"train": 1, "val": 0}
@@ -251,7 +251,7 @@ def test_the_deterministic_evaluation_equals_a_plain_loop(tiny, tmp_path):
     """Accuracy and confusion of the report, recomputed image by image from the checkpoint."""
     tiny.finetune.epochs = 0
     result = run(tiny, tmp_path / "run")
-    data = sources.load(tiny.data)
+    data = sources.load(tiny.data, tiny.seed)
     model = zoo.create(tiny, 2)
     with contextlib.closing(Checkpoints(tmp_path / "run" / "checkpoints" / "probe", 2, ())) as checkpoints:
         leaves, _ = checkpoints.restore(checkpoints.best())

@@ -20,6 +20,7 @@ def default() -> ConfigDict:
     data.source = "tfds:cats_vs_dogs"  # "tfds:NAME" | "folder:PATH" with one sub-folder a class
     data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS' own default
     data.splits = ("train[:80%]", "train[80%:]")  # (train, val) or (train, val, test)
+    data.shots = 0  # training examples of each class, drawn by `seed`; 0: all there are
     data.image_size = (224, 224)  # height and width in pixels that the backbone sees
     data.resize = "stretch"  # "stretch": aspect ratio not kept | "crop": keep it, cut the longer side
     data.pixels = "backbone"  # "backbone": as it was trained | "unit": the /255 of many tutorials, wrong for all here
@@ -70,12 +71,12 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
     phase.augment = augment  # random augmentation of the training images
-    phase.optimizer = "adam"  # "adam" | "adamw" | "sgd"
+    phase.optimizer = "adam"  # "adam" | "adamw" | "sgd" | "ridge": the head of a probe in closed form
     phase.learning_rate = learning_rate  # at its peak, a step
     phase.schedule = "constant"  # "constant" | "cosine": to zero at the last step
     phase.warmup_epochs = 0.0  # epochs of linear warm-up from zero
     phase.momentum = 0.9  # of sgd
-    phase.weight_decay = 0.0  # of adamw (decoupled) and sgd (L2), on kernels alone
+    phase.weight_decay = 0.0  # of adamw (decoupled), sgd (L2) and ridge (its penalty), on kernels alone
     phase.clip_norm = 0.0  # largest global norm of the trainable gradients; 0: not clipped
     return phase
 
@@ -121,6 +122,12 @@ def _conflicts(config) -> list[str]:
         phase = config[name]
         if phase.optimizer == "adam" and phase.weight_decay:
             problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with adam; use adamw for decay")
+        if phase.optimizer == "ridge" and (phase.freeze_until, phase.epochs, phase.augment) != ("all", 1, False):
+            problems.append(
+                f"{name}.optimizer = 'ridge', allowed: with freeze_until = 'all', epochs = 1, augment = False"
+            )
+        if phase.optimizer == "ridge" and not phase.weight_decay:
+            problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
         if phase.warmup_epochs > phase.epochs > 0:
             problems.append(f"{name}.warmup_epochs = {phase.warmup_epochs}, allowed: at most {name}.epochs")
         if config.features.enabled == "on" and not config.features.augment_views and phase.augment and phase.epochs:

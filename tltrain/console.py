@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -46,7 +47,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         drawn.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
-    _console.print(drawn)
+    # as wide as it is: a number is never cut, whatever the width of the terminal
+    width = Measurement.get(_console, _console.options.update(max_width=10_000), drawn).maximum
+    Console(file=_console.file, width=width, force_terminal=_console.is_terminal, highlight=False).print(drawn)
 
 
 @contextlib.contextmanager

@@ -32,11 +32,12 @@ class Evaluation(NamedTuple):
 
 def prepare(model: Classifier, inputs: SplitInputs, config: ConfigDict, mesh: Mesh) -> None:
     """Compiles what `over` is going to run for `inputs`, if this process has not done so."""
-    forward.compiled(_program(model, inputs, config, mesh))
+    forward.compiled(program(model, inputs, config, mesh))
     _head_step(model, config.batch_size, mesh, config.parallel)
 
 
-def _program(model, inputs, config, mesh):
+def program(model: Classifier, inputs: SplitInputs, config: ConfigDict, mesh: Mesh) -> forward.Program:
+    """The stages from the start of `inputs` to pooled features."""
     shape = (config.batch_size, *inputs.row.shape)
     return forward.Program(model, inputs.start, len(model.backbone.stages), shape, inputs.row.dtype, mesh)
 
@@ -67,10 +68,10 @@ def over(
     """
     head_step = _head_step(model, config.batch_size, mesh, config.parallel)
     head = parallel.replicate({"params": {"head": variables["params"]["head"]}}, mesh)
-    logits = np.zeros((examples.num_examples, model.num_outputs), np.float32)
+    logits = np.zeros((len(examples.ids), model.num_outputs), np.float32)
     counted, total = np.zeros(len(logits), bool), metrics.Total(max(model.num_outputs, 2))
-    batches = forward.activations(_program(model, inputs, config, mesh), variables, inputs.batches(None, 0))
-    with console.progress(title, pipeline.num_batches(len(logits), config.batch_size)) as update:
+    batches = forward.activations(program(model, inputs, config, mesh), variables, inputs.batches(None, 0))
+    with console.progress(title, pipeline.num_batches(examples.num_examples, config.batch_size)) as update:
         for done, batch in enumerate(parallel.prefetch(batches, mesh, config.parallel), 1):
             sums, of_rows = jax.device_get(head_step(head, batch))
             total.add(sums)

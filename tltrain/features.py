@@ -150,16 +150,16 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress):
-    split, size = wanted.split, config.batch_size
+    split, size, num_examples = wanted.split, config.batch_size, len(wanted.split.ids)
     start, stored = base or (0, None)
     row = stored.inputs[0] if stored else np.zeros((*config.data.image_size, 3), np.uint8)
     program = forward.Program(model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
     result = forward.result(program)
     dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
     if not folder.with_suffix(".part").exists():
-        _check_space(folder.parent, split.num_examples, result.shape[1:], dtype, model, config)
-    writer = store.Writer(folder, (split.num_examples, *result.shape[1:]), dtype)
-    index, mask = pipeline.rows(split.num_examples, size)
+        _check_space(folder.parent, num_examples, result.shape[1:], dtype, model, config)
+    writer = store.Writer(folder, (num_examples, *result.shape[1:]), dtype)
+    index, mask = pipeline.rows(num_examples, size)
     due = (writer.missing[index] & mask).any(1)
     index, mask = index[due], mask[due]
     if stored:
@@ -170,8 +170,8 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
         begin_import()  # TensorFlow comes in while XLA compiles
     computed = forward.activations(program, variables, batches)
     title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
-    done = split.num_examples - int(writer.missing.sum())
-    with progress(title, split.num_examples) as update:
+    done = num_examples - int(writer.missing.sum())
+    with progress(title, num_examples) as update:
         for batch, keep in zip(computed, mask, strict=True):
             writer.write(batch["index"][keep], np.asarray(batch["inputs"])[keep].astype(dtype), batch["mask"][keep])
             done += int(keep.sum())

@@ -156,7 +156,9 @@ class Inputs:
     def _rows(self, split, epoch, first):
         """Training order where there is an epoch, else the order of the split."""
         shuffle = None if epoch is None else (self._config.seed, epoch)
-        return pipeline.rows(self._data.splits[split].num_examples, self._config.batch_size, shuffle, first)
+        rows = self._data.splits[split].rows
+        order, mask = pipeline.rows(len(rows), self._config.batch_size, shuffle, first)
+        return rows[order], mask
 
 
 def _size(inputs: SplitInputs) -> str:

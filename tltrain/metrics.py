@@ -55,6 +55,11 @@ class Total:
         total.loss, total.confusion = state["loss"], np.asarray(state["confusion"], np.int64)
         return total
 
+    @classmethod
+    def of_scores(cls, scores: dict[str, Any]) -> "Total":
+        """The total whose mean `loss` and `confusion` are `scores`."""
+        return cls.from_state(scores | {"loss": scores["loss"] * np.sum(scores["confusion"])})
+
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Of each class, float64 `[B, num_classes]`, from logits `[B, D]`: two classes where `D` is 1."""

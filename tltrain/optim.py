@@ -29,7 +29,9 @@ def make(phase: ConfigDict, schedule: optax.Schedule, labels: Any) -> optax.Grad
     decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_kernel)
     clip = optax.clip_by_global_norm(phase.clip_norm) if phase.clip_norm else optax.identity()
     rate = optax.scale_by_learning_rate(schedule)
-    if phase.optimizer == "sgd":
+    if phase.optimizer == "ridge":
+        steps = [optax.identity()]  # solved, not stepped
+    elif phase.optimizer == "sgd":
         steps = [clip, decay, optax.trace(phase.momentum), rate]
     else:
         steps = [clip, optax.scale_by_adam(), decay if phase.optimizer == "adamw" else optax.identity(), rate]

@@ -32,6 +32,8 @@ def data_line(data: Data) -> str:
 def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
     """What a phase is going to do, or to go on with."""
     begin = f"resuming after step {step} of {num_steps}" if step else f"{num_steps} steps"
+    if phase.optimizer == "ridge":
+        return f"\n{name}: ridge regression, penalty {phase.weight_decay:g}"
     return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
 
 
@@ -113,7 +115,7 @@ def of_run(
         num_corrupt: unreadable images by split.
         seconds: by part of the run.
     """
-    counts = {name: np.bincount(split.labels, minlength=len(data.class_names)) for name, split in data.splits.items()}
+    counts = {name: split.class_counts(len(data.class_names)) for name, split in data.splits.items()}
     return {
         "class_names": list(data.class_names),
         "num_examples": {name: split.num_examples for name, split in data.splits.items()},

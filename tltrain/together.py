@@ -33,7 +33,8 @@ def kind(config: ConfigDict) -> str | None:
     """What configs of probes that can be trained together have in common; None where `config` is none."""
     probe, options = config.probe, config.features
     stored = options.enabled != "off" and (not probe.augment or options.augment_views)
-    if config.finetune.epochs or probe.freeze_until != "all" or not stored:
+    alone = config.data.shots or probe.optimizer == "ridge"  # the examples follow from the seed; there are no steps
+    if config.finetune.epochs or probe.freeze_until != "all" or not stored or alone:
         return None
     return repr({key: value for key, value in config_lib.flatten(config).items() if key not in NUMBERS})
 
@@ -134,7 +135,7 @@ def run(
     config = grid[0][0][0]
     mesh = parallel.make_mesh(config.batch_size)
     with clock("data"):
-        data = sources.load(config.data)
+        data = sources.load(config.data, config.seed)
     model = zoo.create(config, len(data.class_names))
     seeds: list[_Seed] = []
     for (first, path), *_ in grid:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, evaluation, freeze, loop, optim, parallel, report, steps, weights
+from tltrain import console, download, evaluation, freeze, loop, optim, parallel, report, ridge, steps, weights
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import TerminatedError
@@ -51,7 +51,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
         return finished
     mesh = parallel.make_mesh(config.batch_size)
     with clock("data"):
-        data = sources.load(config.data)
+        data = sources.load(config.data, config.seed)
     work.write_json("class_names.json", data.class_names)
     console.say(report.data_line(data))
     model = zoo.create(config, len(data.class_names))
@@ -108,7 +108,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         if len(record["history"]) < config.epochs:
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
             report.show_parameters(variables["params"], run.model.backbone.stages, plan.cut)
-            loop.train(run, phase, state)
+            (ridge.fit if config.optimizer == "ridge" else loop.train)(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])

@@ -62,10 +62,10 @@ class Corrupt:
 
     def check(self) -> None:
         """Raises DataError where more than `limit`, a share of the split, are unreadable."""
-        if len(self.indices) > self.limit * self.split.num_examples:
+        if len(self.indices) > self.limit * len(self.split.ids):
             names = ", ".join(self.split.ids[i] for i in sorted(self.indices)[:5])
             raise DataError(
-                f"{len(self.indices)} of {self.split.num_examples} images cannot be read; in {self.split.expression}: "
+                f"{len(self.indices)} of {len(self.split.ids)} images cannot be read; in {self.split.expression}: "
                 f"{names}; repair or remove them, or raise data.max_corrupt = {self.limit}"
             )
 

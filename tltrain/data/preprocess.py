@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # of an image file; a larger one is refused from its header
 Image.MAX_IMAGE_PIXELS = None  # the check of Pillow, which only warns, is replaced by ours
@@ -50,6 +50,8 @@ def load_image(
             if opened.width * opened.height > MAX_PIXELS:
                 raise OSError(f"{opened.width}x{opened.height} pixels, more than {MAX_PIXELS}")
             image = _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:
+        raise OSError("not a JPEG or PNG file") from error
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from error
     if augment is None:

@@ -12,8 +12,8 @@ from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
 
 
-def load(config: ConfigDict) -> Data:
-    """Reads what `config.data` names.
+def load(config: ConfigDict, seed: int) -> Data:
+    """Reads what `config.data` names; `seed` draws the training examples where it asks for a few of each class.
 
     Raises:
         DataError: it is not there, a split is empty, malformed or overlaps another, or labels do not fit the classes.
@@ -21,7 +21,21 @@ def load(config: ConfigDict) -> Data:
     splits, class_names = _read(config)
     data = Data(dict(zip(("train", "val", "test"), splits, strict=False)), class_names)
     _check(data, config.source)
-    return data
+    return _few(data, config.shots, seed) if config.shots else data
+
+
+def _few(data, shots, seed):
+    """`data` with `shots` examples of each class drawn from train."""
+    train, drawn = data.splits["train"], []
+    for label, name in enumerate(data.class_names):
+        rows = np.flatnonzero(train.labels == label)
+        if len(rows) < shots:
+            raise DataError(
+                f"{name} has {len(rows)} training examples, data.shots = {shots}; in {train.expression}; lower it"
+            )
+        drawn.append(np.random.default_rng((seed, label)).permutation(rows)[:shots])
+    few = dataclasses.replace(train, drawn=np.sort(np.concatenate(drawn)).astype(np.int32))
+    return Data(data.splits | {"train": few}, data.class_names)
 
 
 def load_split(config: ConfigDict, expression: str, class_names: tuple[str, ...]) -> Split:
@@ -64,8 +78,8 @@ def class_weights(setting: Any, data: Data) -> np.ndarray:
     if setting is None:
         return np.ones(num_classes, np.float32)
     if setting == "auto":
-        labels = data.splits["train"].labels
-        return (len(labels) / (num_classes * np.bincount(labels, minlength=num_classes))).astype(np.float32)
+        counts = data.splits["train"].class_counts(num_classes)
+        return (counts.sum() / (num_classes * counts)).astype(np.float32)
     unknown = sorted(set(setting) - set(data.class_names))
     if unknown:
         raise ConfigError(f"loss.class_weights names {unknown}, allowed: {', '.join(data.class_names)}")

@@ -1,0 +1,19 @@
+"""Few-shot: 1, 2, 5, 10 and 50 cats and dogs each, five draws; a trained probe and a ridge probe in closed form.
+
+python -m tltrain.sweep --config configs/few_shot.py --workdir runs/few_shot --seeds 5
+"""
+
+from tltrain.config import default
+
+
+def get_config():
+    config = default()
+    config.data.source = "tfds:cats_vs_dogs"
+    config.probe.update(epochs=20, learning_rate=1e-2)
+    return config
+
+
+def sweep():
+    for shots in (1, 2, 5, 10, 50):
+        yield {"data.shots": shots, "probe.optimizer": "adam"}
+        yield {"data.shots": shots, "probe.optimizer": "ridge", "probe.epochs": 1, "probe.weight_decay": 10.0}
