@@ -15,5 +15,5 @@ def get_config():
 
 def sweep():
     for learning_rate in (1e-3, 3e-4, 3e-3, 1e-2, 3e-2):  # the first arm is what the others are compared with
-        for weight_decay in (0.0, 1e-3, 1e-2, 1e-1):
+        for weight_decay in (0.0, 0.1, 1.0, 10.0):
             yield {"probe.learning_rate": learning_rate, "probe.weight_decay": weight_decay}
