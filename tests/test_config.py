@@ -69,6 +69,7 @@ CONFLICTS = {
     "decay with adam": ({"probe.weight_decay": 0.1}, "adamw"),
     "long warm-up": ({"probe.warmup_epochs": 6.0}, "at most probe.epochs"),
     "cached and augmented": ({"features.enabled": "on", "probe.augment": True}, "one of them"),
+    "leaves of no stage": ({"probe.train_only": "bias"}, "where no stage trains"),
     "folder and data_dir": ({"data.source": "folder:x", "data.data_dir": "y"}, "with a folder"),
 }
 

@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
     "sgd": {"optimizer": "sgd", "weight_decay": 0.1},
     "clipped": {"optimizer": "adam", "clip_norm": 0.1, "schedule": "cosine", "warmup_epochs": 1.0},
+    "bias_only": {"train_only": "bias"},
 }
 
 
@@ -48,7 +49,7 @@ def step_of(freeze_until, start=0, batch_norm_train=True, **phase_options):
     model, variables = model_and_variables()
     phase = default().finetune
     phase.update(epochs=2, learning_rate=1e-2, freeze_until=freeze_until, **phase_options)
-    plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until)
+    plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until, phase.train_only)
     tx = optim.make(phase, optim.make_schedule(phase, 2), plan.labels)
     step = functools.partial(
         steps.train_step,
@@ -90,9 +91,10 @@ def test_statistics_stay_where_trainable_stages_run_in_inference_mode():
     assert all(jax.tree.leaves(jax.tree.map(same, state.batch_stats, after.batch_stats)))
 
 
+@pytest.mark.parametrize("train_only", ["all", "bias", "batch_norm"])
 @pytest.mark.parametrize("freeze_until", ["block_1", "all"])
-def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until):
-    _, state, plan = step_of(freeze_until)
+def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until, train_only):
+    _, state, plan = step_of(freeze_until, train_only=train_only)
     trainable, _ = freeze.split(state.params, plan.labels)
     slots = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     wanted = sum(leaf.size for leaf in jax.tree.leaves(trainable))

@@ -68,6 +68,7 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase = ConfigDict()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
+    phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
     phase.augment = augment  # random augmentation of the training images
     phase.optimizer = "adam"  # "adam" | "adamw" | "sgd"
@@ -127,6 +128,10 @@ def _conflicts(config) -> list[str]:
             problems.append(
                 f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
                 "or both with features.augment_views > 0"
+            )
+        if phase.freeze_until == "all" and phase.train_only != "all":
+            problems.append(
+                f"{name}.train_only = {phase.train_only!r}, allowed: 'all' with freeze_until = 'all', where no stage trains"
             )
     if config.data.source.startswith("folder:") and config.data.data_dir:
         problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")

@@ -48,9 +48,10 @@ def load(path: Path) -> Finished:
     class_names = tuple(report["class_names"])
     model = zoo.create(config, len(class_names))
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
-    cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
-    frozen = freeze.prefixes(model.backbone.stages, cut)
+    chosen = config[phase]
+    shapes = zoo.shapes(model)
+    plan = freeze.plan(shapes["params"], model.backbone.stages, chosen.freeze_until, chosen.train_only)
     folder = path / "checkpoints" / phase
-    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, frozen)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
         leaves, _ = checkpoints.restore(step)
-    return Finished(path, config, class_names, model, with_leaves(zoo.shapes(model), leaves), phase, cut, report)
+    return Finished(path, config, class_names, model, with_leaves(shapes, leaves), phase, plan.cut, report)

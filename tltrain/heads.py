@@ -94,7 +94,7 @@ def _train_step(heads, batch, *, group: Group, axis_name: str | None = None):
             batch,
             model=group.model,
             tx=optim.make(probe, optim.make_schedule(probe, group.steps_per_epoch), group.labels),
-            plan=freeze.Plan(group.plan.cut, group.labels),
+            plan=group.plan._replace(labels=group.labels),
             start=group.plan.cut,
             seed=head.seed,
             batch_norm_train=False,

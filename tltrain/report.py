@@ -1,6 +1,5 @@
 """The record of a run: the content of `report.json`, and the lines and tables on the terminal."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +34,20 @@ def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
     return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
 
 
-def show_parameters(params: Any, stages: Sequence[str], cut: int) -> None:
-    """Prints trainable and frozen parameters by stage; neighbours of one kind share a row."""
-    sizes = [(stage, params["backbone"][stage], i < cut) for i, stage in enumerate(stages)]
+def show_parameters(params: Any, plan: freeze.Plan) -> None:
+    """Prints trainable and frozen parameters by stage; neighbours on one side of the cut share a row."""
+    parts = freeze.split(params, plan.labels)
     rows: list[list[Any]] = []
-    for stage, tree, frozen in [*sizes, ("head", params["head"], False)]:
-        count = num_parameters(tree)
-        if rows and rows[-1][3] == frozen and stage != "head":
-            rows[-1][1:3] = [stage, rows[-1][2] + count]
+    for i, stage in enumerate(plan.stages):
+        counts = [num_parameters(part["backbone"][stage]) for part in parts]
+        if rows and i != plan.cut:
+            rows[-1][1:] = [stage, *(a + b for a, b in zip(rows[-1][2:], counts, strict=True))]
         else:
-            rows.append([stage, stage, count, frozen])
-    cells = [
-        [a if a == b else f"{a} ... {b}", "" if frozen else f"{count:,}", f"{count:,}" if frozen else ""]
-        for a, b, count, frozen in rows
-    ]
-    totals = [f"{sum(count for _, _, count, frozen in rows if frozen == kind):,}" for kind in (False, True)]
-    console.table("", ["parameters", "trainable", "frozen"], [*cells, ["all", *totals]])
+            rows.append([stage, stage, *counts])
+    for name, trees in (("head", [part["head"] for part in parts]), ("all", parts)):
+        rows.append([name, name, *map(num_parameters, trees)])
+    cells = [[a if a == b else f"{a} ... {b}", *(f"{n:,}" if n else "" for n in counts)] for a, b, *counts in rows]
+    console.table("", ["parameters", "trainable", "frozen"], cells)
 
 
 def num_parameters(tree: Any) -> int:

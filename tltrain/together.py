@@ -135,7 +135,8 @@ def run(
         with _into(output):
             variables, origin = train.initial_variables(first, model)
         seeds.append(_Seed(variables, origin, Inputs(first, model, data, mesh, clock, stop), output))
-    plan = freeze.plan(seeds[0].variables["params"], model.backbone.stages, config.probe.freeze_until)
+    params, probe = seeds[0].variables["params"], config.probe
+    plan = freeze.plan(params, model.backbone.stages, probe.freeze_until, probe.train_only)
     group = Group(config, data, model, mesh, plan, clock, stop)
     heads = initial(group, [[c for c, _ in row] for row in grid], [seed.variables["params"]["head"] for seed in seeds])
     with contextlib.ExitStack() as stack:
@@ -157,8 +158,8 @@ def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, p
     work.rewind_metrics("probe", 0)
     scalars = Scalars(path / "tensorboard" if config.log.tensorboard else None)
     stack.enter_context(contextlib.closing(scalars))
-    frozen = freeze.prefixes(group.model.backbone.stages, group.plan.cut)
-    checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, frozen)
+    constants = freeze.constants(group.plan)
+    checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, constants)
     stack.enter_context(contextlib.closing(checkpoints))
     schedule = optim.make_schedule(config.probe, group.steps_per_epoch)
     tx = optim.make(config.probe, schedule, group.plan.labels)
