@@ -48,9 +48,9 @@ def step_of(freeze_until, start=0, batch_norm_train=True, **phase_options):
     """A train step as the loop makes it, with its initial state and plan."""
     model, variables = model_and_variables()
     phase = default().finetune
-    phase.update(epochs=2, learning_rate=1e-2, freeze_until=freeze_until, **phase_options)
+    phase.update({"epochs": 2, "learning_rate": 1e-2, "freeze_until": freeze_until} | phase_options)
     plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until, phase.train_only)
-    tx = optim.make(phase, optim.make_schedule(phase, 2), plan.labels)
+    tx = optim.make(phase, optim.make_schedule(phase, 2), plan)
     step = functools.partial(
         steps.train_step,
         model=model,
@@ -105,13 +105,13 @@ def test_decay_spares_norms_and_biases_and_clipping_sees_trainable_leaves_alone(
     phase = default().finetune
     phase.update(optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.5, epochs=1)
     params = {"kernel": jnp.full((2, 2), 2.0), "scale": jnp.full(2, 2.0), "frozen": jnp.full(2, 100.0)}
-    labels = {"kernel": "trainable", "scale": "trainable", "frozen": "frozen"}
+    plan = freeze.Plan((), 0, {"kernel": "trainable", "scale": "trainable", "frozen": "frozen"})
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = optim.make(phase, optim.make_schedule(phase, 1), labels)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), plan)
     updates, _ = tx.update(zero, tx.init(params), params)
     assert (float(updates["kernel"][0, 0]), float(updates["scale"][0]), float(updates["frozen"][0])) == (-1.0, 0.0, 0.0)
     phase.update(weight_decay=0.0, clip_norm=1.0)
-    tx = optim.make(phase, optim.make_schedule(phase, 1), labels)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), plan)
     grads = {"kernel": jnp.zeros((2, 2)), "scale": jnp.asarray([3.0, 4.0]), "frozen": jnp.full(2, 1e6)}
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates["scale"], [-0.6, -0.8], rtol=1e-6)

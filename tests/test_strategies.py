@@ -1,6 +1,7 @@
 """Strategies of fine-tuning do what their papers say."""
 
 import jax
+import numpy as np
 import pytest
 from test_freeze import batch_of, flops, no_loops, step_of
 from test_train import run
@@ -30,6 +31,34 @@ def test_gradients_of_kernels_that_do_not_train_are_not_computed(no_loops):
         step, state, _ = step_of(None, train_only=train_only, batch_norm_train=False)
         cost[train_only] = flops(step, state, batch_of())
     assert cost["bias"] < 0.85 * cost["all"]
+
+
+def updates_of(freeze_until, **options):
+    """What the optimizer adds to each leaf in a first step."""
+    step, state, _ = step_of(freeze_until, **options)
+    tx, found = step.keywords["tx"], []
+
+    def update(*arguments):
+        updates, opt_state = tx.update(*arguments)
+        found.append(updates)
+        return updates, opt_state
+
+    def updates(state, batch):
+        step(state, batch, tx=tx._replace(update=update))
+        return found.pop()
+
+    return jax.tree.map(np.asarray, jax.jit(updates)(state, batch_of()))
+
+
+def test_layer_decay_moves_each_stage_by_rate_times_decay_to_its_depth_times_gradient():
+    options = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.5, "batch_norm_train": False}
+    plain = updates_of("expanded_conv", **options)
+    decayed = updates_of("expanded_conv", layer_decay=0.5, **options)
+    for depth, stage in enumerate(("Conv_1", "block_2", "block_1"), 1):
+        for a, b in zip(*(jax.tree.leaves(tree["backbone"][stage]) for tree in (plain, decayed)), strict=True):
+            np.testing.assert_array_equal(b, a * np.float32(0.5**depth), err_msg=stage)
+    np.testing.assert_array_equal(decayed["head"]["kernel"], plain["head"]["kernel"])
+    assert np.abs(plain["head"]["kernel"]).max() > 0
 
 
 def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):

@@ -73,6 +73,7 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.augment = augment  # random augmentation of the training images
     phase.optimizer = "adam"  # "adam" | "adamw" | "sgd"
     phase.learning_rate = learning_rate  # at its peak, a step
+    phase.layer_decay = 1.0  # the rate of a stage is that of the one above it times this; the head has the whole rate
     phase.schedule = "constant"  # "constant" | "cosine": to zero at the last step
     phase.warmup_epochs = 0.0  # epochs of linear warm-up from zero
     phase.momentum = 0.9  # of sgd
@@ -114,6 +115,9 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError("; ".join([f"the config has {count}", *problems]))
 
 
+_OF_STAGES = {"train_only": "all", "layer_decay": 1.0}  # keys that say how stages train, where they do nothing
+
+
 def _conflicts(config) -> list[str]:
     problems = []
     if not any(config[phase].epochs for phase in PHASES):
@@ -129,10 +133,11 @@ def _conflicts(config) -> list[str]:
                 f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
                 "or both with features.augment_views > 0"
             )
-        if phase.freeze_until == "all" and phase.train_only != "all":
-            problems.append(
-                f"{name}.train_only = {phase.train_only!r}, allowed: 'all' with freeze_until = 'all', where no stage trains"
-            )
+        problems += [
+            f"{name}.{key} = {phase[key]!r}, allowed: {off!r} with freeze_until = 'all', where no stage trains"
+            for key, off in _OF_STAGES.items()
+            if phase.freeze_until == "all" and phase[key] != off
+        ]
     if config.data.source.startswith("folder:") and config.data.data_dir:
         problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")
     return problems

@@ -1,10 +1,10 @@
 """A phase of the config -> learning-rate schedule and optimizer of the trainable leaves."""
 
-from typing import Any
-
 import jax
 import optax
 from ml_collections import ConfigDict
+
+from tltrain import freeze
 
 
 def make_schedule(phase: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -20,21 +20,39 @@ def make_schedule(phase: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
-def make(phase: ConfigDict, schedule: optax.Schedule, labels: Any) -> optax.GradientTransformation:
-    """The optimizer of a tree labelled `"trainable"` and `"frozen"`.
+def make(phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan) -> optax.GradientTransformation:
+    """The optimizer of a tree labelled `"trainable"` and `"frozen"` by `plan`.
 
     Frozen leaves get no update and no slots. Clipping and weight decay stand inside the trainable branch, so neither
     sees a frozen leaf; decay spares leaves of fewer than two axes (norms and biases).
     """
     decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_kernel)
     clip = optax.clip_by_global_norm(phase.clip_norm) if phase.clip_norm else optax.identity()
-    rate = optax.scale_by_learning_rate(schedule)
     if phase.optimizer == "sgd":
-        steps = [clip, decay, optax.trace(phase.momentum), rate]
+        steps = [decay, optax.trace(phase.momentum)]
     else:
-        steps = [clip, optax.scale_by_adam(), decay if phase.optimizer == "adamw" else optax.identity(), rate]
-    return optax.multi_transform({"trainable": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+        steps = [optax.scale_by_adam(), decay if phase.optimizer == "adamw" else optax.identity()]
+    rates = [optax.scale_by_learning_rate(schedule)]
+    if phase.layer_decay != 1:
+        rates.append(_by_depth(phase.layer_decay, plan.stages))
+    return optax.multi_transform(
+        {"trainable": optax.chain(clip, *steps, *rates), "frozen": optax.set_to_zero()}, plan.labels
+    )
 
 
 def _is_kernel(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _by_depth(decay, stages):
+    """Scales updates by `decay` to the power of their depth below the head, as ELECTRA and BEiT do."""
+    factors = {stage: decay ** (len(stages) - i) for i, stage in enumerate(stages)}
+
+    def scale(updates, _):
+        backbone = {
+            stage: jax.tree.map(lambda u, factor=factors[stage]: factor * u, tree)
+            for stage, tree in updates["backbone"].items()
+        }
+        return updates | {"backbone": backbone}
+
+    return optax.stateless(scale)

@@ -92,6 +92,7 @@ _PHASE_RULES = {
     "augment": _BOOL,
     "optimizer": _one_of("adam", "adamw", "sgd"),
     "learning_rate": _number(0, math.inf),
+    "layer_decay": _number(0.01, 1),
     "schedule": _one_of("constant", "cosine"),
     "warmup_epochs": _number(0, math.inf),
     "momentum": _number(0, 1),

@@ -94,7 +94,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     num_images = run.data.splits["train"].num_examples
     per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
-    tx = optim.make(config, schedule, plan.labels)
+    tx = optim.make(config, schedule, plan)
     state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
