@@ -1,12 +1,18 @@
 """Strategies of fine-tuning do what their papers say."""
 
+import contextlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_freeze import batch_of, flops, no_loops, step_of
 from test_train import run
 
-from tltrain import freeze
+from tltrain import freeze, optim
+from tltrain.checkpoint import Checkpoints
+from tltrain.config import default
+from tltrain.models import zoo
 
 __all__ = ["no_loops"]  # a fixture
 
@@ -31,6 +37,12 @@ def test_gradients_of_kernels_that_do_not_train_are_not_computed(no_loops):
         step, state, _ = step_of(None, train_only=train_only, batch_norm_train=False)
         cost[train_only] = flops(step, state, batch_of())
     assert cost["bias"] < 0.85 * cost["all"]
+
+
+def leaves_of(workdir, phase="finetune"):
+    """The newest state of a phase, by name."""
+    with contextlib.closing(Checkpoints(workdir / "checkpoints" / phase, 2, ())) as checkpoints:
+        return checkpoints.restore(checkpoints.latest())[0]
 
 
 def updates_of(freeze_until, **options):
@@ -59,6 +71,35 @@ def test_layer_decay_moves_each_stage_by_rate_times_decay_to_its_depth_times_gra
             np.testing.assert_array_equal(b, a * np.float32(0.5**depth), err_msg=stage)
     np.testing.assert_array_equal(decayed["head"]["kernel"], plain["head"]["kernel"])
     assert np.abs(plain["head"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_l2_sp_pulls_the_backbone_to_where_the_phase_began_and_leaves_the_head_to_weight_decay(optimizer):
+    """By hand where the data have no gradient: sgd moves by rate x alpha x distance, Adam by rate x its sign."""
+    phase = default().finetune
+    decay = 0.0 if optimizer == "adam" else 0.1
+    phase.update(epochs=1, optimizer=optimizer, momentum=0.0, learning_rate=0.5, l2_sp=0.2, weight_decay=decay)
+    start = {"backbone": {"s": {"l": {"kernel": jnp.ones((2, 2))}}}, "head": {"kernel": jnp.full((2, 1), 3.0)}}
+    plan = freeze.plan(start, ["s"], None)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), plan)
+    away = jax.tree.map(lambda p: p + 4, start)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, start), tx.init(start), away)
+    pulled = -0.5 * (0.2 * 4 if optimizer == "sgd" else 1)
+    np.testing.assert_allclose(updates["backbone"]["s"]["l"]["kernel"], np.full((2, 2), pulled), rtol=1e-5)
+    np.testing.assert_allclose(updates["head"]["kernel"], np.full((2, 1), -0.5 * decay * 7), rtol=1e-5)
+
+
+def test_l2_sp_keeps_the_backbone_near_its_start_over_a_whole_run(tiny, tmp_path):
+    tiny.probe.epochs = 0
+    tiny.finetune.update(optimizer="sgd", momentum=0.0, learning_rate=0.3, epochs=3)
+    distance = {}
+    for l2_sp in (0.0, 3.0):
+        tiny.finetune.l2_sp = l2_sp
+        run(tiny, tmp_path / f"{l2_sp}")
+        end = leaves_of(tmp_path / f"{l2_sp}")
+        start = zoo.init(zoo.create(tiny, 2), tiny.seed, None)["params"]["backbone"]["block_2"]["expand"]["kernel"]
+        distance[l2_sp] = np.linalg.norm(end["params.backbone.block_2.expand.kernel"] - start)
+    assert 0 < distance[3.0] < 0.5 * distance[0.0]
 
 
 def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):

@@ -78,6 +78,7 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.warmup_epochs = 0.0  # epochs of linear warm-up from zero
     phase.momentum = 0.9  # of sgd
     phase.weight_decay = 0.0  # of adamw (decoupled) and sgd (L2), on kernels alone
+    phase.l2_sp = 0.0  # pull of stages to where the phase began; weight_decay is then of the head alone; 0: none
     phase.clip_norm = 0.0  # largest global norm of the trainable gradients; 0: not clipped
     return phase
 
@@ -115,7 +116,8 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError("; ".join([f"the config has {count}", *problems]))
 
 
-_OF_STAGES = {"train_only": "all", "layer_decay": 1.0}  # keys that say how stages train, where they do nothing
+# keys that say how stages train, each where it does nothing
+_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0}
 
 
 def _conflicts(config) -> list[str]:

@@ -1,6 +1,9 @@
 """A phase of the config -> learning-rate schedule and optimizer of the trainable leaves."""
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -25,13 +28,19 @@ def make(phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan) -> opta
 
     Frozen leaves get no update and no slots. Clipping and weight decay stand inside the trainable branch, so neither
     sees a frozen leaf; decay spares leaves of fewer than two axes (norms and biases).
+
+    With `l2_sp` (Li et al. 2018, arXiv 1802.01483) the loss has `l2_sp / 2` times the squared distance of the trainable
+    backbone from where the phase began: the paper's alpha. Its beta, the pull of the head to zero, is `weight_decay`,
+    which then spares the backbone.
     """
-    decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_kernel)
+    decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_head_kernel if phase.l2_sp else _is_kernel)
     clip = optax.clip_by_global_norm(phase.clip_norm) if phase.clip_norm else optax.identity()
     if phase.optimizer == "sgd":
         steps = [decay, optax.trace(phase.momentum)]
     else:
         steps = [optax.scale_by_adam(), decay if phase.optimizer == "adamw" else optax.identity()]
+    if phase.l2_sp:
+        steps.insert(0, optax.masked(_pull_to_start(phase.l2_sp), {"backbone": True, "head": False}))
     rates = [optax.scale_by_learning_rate(schedule)]
     if phase.layer_decay != 1:
         rates.append(_by_depth(phase.layer_decay, plan.stages))
@@ -42,6 +51,28 @@ def make(phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan) -> opta
 
 def _is_kernel(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _is_head_kernel(params):
+    return {"backbone": False, "head": _is_kernel(params["head"])}
+
+
+class _Start(NamedTuple):
+    """Parameters at the start of a phase."""
+
+    params: Any
+
+
+def _pull_to_start(strength):
+    """Adds the gradient of `strength / 2` times the squared distance from the parameters at the start."""
+
+    def init(params):
+        return _Start(jax.tree.map(jnp.array, params))  # a copy: the memory of a state is handed on to the next
+
+    def update(updates, state, params):
+        return jax.tree.map(lambda u, p, start: u + strength * (p - start), updates, params, state.params), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _by_depth(decay, stages):

@@ -97,6 +97,7 @@ _PHASE_RULES = {
     "warmup_epochs": _number(0, math.inf),
     "momentum": _number(0, 1),
     "weight_decay": _number(0, math.inf),
+    "l2_sp": _number(0, math.inf),
     "clip_norm": _number(0, math.inf),
 }
 RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}
