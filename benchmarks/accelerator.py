@@ -89,7 +89,7 @@ def tltrain_steps(dtype, size):
 
     for name, until, inputs in (("probe step", "all", pooled), ("fine-tune step", CUT, maps.astype(dtype))):
         plan = freeze.plan(variables["params"], model.backbone.stages, until)
-        tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan)
+        tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan, plan)
         state = steps.create_state(variables["params"], variables["batch_stats"], tx)
         state = parallel.replicate(jax.tree.map(np.asarray, state), mesh)  # arrays of its own, which a step may reuse
         step = functools.partial(

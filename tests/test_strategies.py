@@ -12,6 +12,7 @@ from test_train import run
 from tltrain import freeze, optim
 from tltrain.checkpoint import Checkpoints
 from tltrain.config import default
+from tltrain.errors import ConfigError
 from tltrain.models import zoo
 
 __all__ = ["no_loops"]  # a fixture
@@ -81,7 +82,7 @@ def test_l2_sp_pulls_the_backbone_to_where_the_phase_began_and_leaves_the_head_t
     phase.update(epochs=1, optimizer=optimizer, momentum=0.0, learning_rate=0.5, l2_sp=0.2, weight_decay=decay)
     start = {"backbone": {"s": {"l": {"kernel": jnp.ones((2, 2))}}}, "head": {"kernel": jnp.full((2, 1), 3.0)}}
     plan = freeze.plan(start, ["s"], None)
-    tx = optim.make(phase, optim.make_schedule(phase, 1), plan)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), plan, plan)
     away = jax.tree.map(lambda p: p + 4, start)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, start), tx.init(start), away)
     pulled = -0.5 * (0.2 * 4 if optimizer == "sgd" else 1)
@@ -100,6 +101,59 @@ def test_l2_sp_keeps_the_backbone_near_its_start_over_a_whole_run(tiny, tmp_path
         start = zoo.init(zoo.create(tiny, 2), tiny.seed, None)["params"]["backbone"]["block_2"]["expand"]["kernel"]
         distance[l2_sp] = np.linalg.norm(end["params.backbone.block_2.expand.kernel"] - start)
     assert 0 < distance[3.0] < 0.5 * distance[0.0]
+
+
+CUTS = {
+    "off": (0, "block_1", [3, 3, 3]),
+    "one_an_epoch": (1, "expanded_conv", [5, 4, 3, 2, 2]),
+    "one_in_two_epochs": (2, "block_1", [5, 5, 4, 4, 3]),
+    "nothing_frozen": (1, None, [5, 4, 3, 2, 1, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_gradual_unfreezing_goes_from_the_head_down_to_freeze_until(case):
+    every, freeze_until, cuts = CUTS[case]
+    plans = [step_of(freeze_until, epoch=e, unfreeze_every_epochs=every)[2] for e in range(len(cuts))]
+    assert [plan.cut for plan in plans] == cuts
+    for plan in plans:
+        of_stages = {name: set(jax.tree.leaves(tree)) for name, tree in plan.labels["backbone"].items()}
+        wanted = {name: {"frozen" if i < plan.cut else "trainable"} for i, name in enumerate(plan.stages)}
+        assert of_stages == wanted
+        assert set(jax.tree.leaves(plan.labels["head"])) == {"trainable"}
+
+
+def test_a_stage_its_statistics_and_its_optimizer_stay_bitwise_until_its_epoch(tiny, tmp_path):
+    tiny.probe.epochs = 0
+    tiny.checkpoint.keep = 9
+    tiny.finetune.update(epochs=4, unfreeze_every_epochs=1, batch_norm="train", optimizer="adamw", weight_decay=0.1)
+    run(tiny, tmp_path / "run")
+    with contextlib.closing(Checkpoints(tmp_path / "run" / "checkpoints" / "finetune", 9, ())) as checkpoints:
+        states = [checkpoints.restore(step)[0] for step in (5, 10, 15, 20)]
+    for first, stage in ((1, "Conv_1"), (2, "block_2")):
+        mine = [name for name in states[0] if f".{stage}." in name]
+        assert any("opt_state" in name and name.endswith("count") for name in mine)
+        for epoch in range(1, 4):
+            moved = {name for name in mine if not np.array_equal(states[epoch][name], states[epoch - 1][name])}
+            assert moved == (set(mine) if epoch >= first else set()), (stage, epoch)
+        assert [int(s[name]) for s in states for name in mine if name.endswith("count")] == [
+            5 * max(epoch - first + 1, 0) for epoch in range(4)
+        ]
+
+
+def test_an_epoch_computes_no_gradient_of_stages_that_are_frozen_so_far(no_loops):
+    cost = []
+    for epoch in range(3):
+        step, state, _ = step_of("block_1", epoch=epoch, unfreeze_every_epochs=1)
+        cost.append(flops(step, state, batch_of()))
+    whole, state, _ = step_of("block_1")
+    assert cost[0] < cost[1] < cost[2] == pytest.approx(flops(whole, state, batch_of()), rel=0.01)
+
+
+def test_a_phase_too_short_to_unfreeze_all_is_refused(tiny, tmp_path):
+    tiny.finetune.update(epochs=2, unfreeze_every_epochs=1)
+    with pytest.raises(ConfigError, match=r"finetune.epochs = 2 ends before all 2 stages .* allowed: from 3 on"):
+        run(tiny, tmp_path / "run")
 
 
 def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):

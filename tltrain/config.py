@@ -68,6 +68,7 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase = ConfigDict()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
+    phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
     phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
     phase.augment = augment  # random augmentation of the training images
@@ -117,7 +118,7 @@ def validate(config: ConfigDict) -> None:
 
 
 # keys that say how stages train, each where it does nothing
-_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0}
+_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0}
 
 
 def _conflicts(config) -> list[str]:

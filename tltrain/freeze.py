@@ -69,6 +69,26 @@ def plan(params: Any, stages: Sequence[str], freeze_until: str | None, train_onl
     return Plan(tuple(stages), index, labels)
 
 
+def at_epoch(plan: Plan, epoch: int, every: int) -> Plan:
+    """What of `plan` trains in `epoch`, from 0, where one more stage is unfrozen `every` so many epochs, from the top.
+
+    The head trains alone first (gradual unfreezing: ULMFiT, Howard & Ruder 2018, arXiv 1801.06146). With `every` 0 all
+    of `plan` trains from the start.
+    """
+    top = max(plan.cut, len(plan.stages) - epoch // every) if every else plan.cut
+    held = set(plan.stages[plan.cut : top])
+    backbone = {
+        stage: jax.tree.map(lambda _: "frozen", tree) if stage in held else tree
+        for stage, tree in plan.labels["backbone"].items()
+    }
+    return Plan(plan.stages, top, plan.labels | {"backbone": backbone}) if held else plan
+
+
+def num_epochs_to(cut: int, num_stages: int, every: int) -> int:
+    """Epochs after which, by `at_epoch`, all stages from `cut` on have trained."""
+    return every * (num_stages - cut) + 1
+
+
 def _trains(name, leaves, train_only):
     """Whether the leaf `name` of a layer of `leaves` is of the kind `train_only`."""
     return {"all": True, "batch_norm": set(leaves) <= {"scale", "bias"}, "bias": name == "bias"}[train_only]

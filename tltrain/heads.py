@@ -60,7 +60,7 @@ class Group(NamedTuple):
 
 def initial(group: Group, configs: Sequence[Sequence[ConfigDict]], params: Sequence[Any]) -> Heads:
     """The grid at step 0: `configs` `[seeds, arms]`, `params` the initial `params["head"]` of each seed."""
-    tx = optim.make(group.config.probe, optim.make_schedule(group.config.probe, 1), group.own_plan)
+    tx = optim.make(group.config.probe, optim.make_schedule(group.config.probe, 1), group.own_plan, group.own_plan)
     states = [steps.create_state({"backbone": {}, "head": head}, {}, tx) for head in params]
     num_arms = len(configs[0])
     state = jax.tree.map(lambda *leaves: np.stack([np.stack([leaf] * num_arms) for leaf in leaves]), *states)
@@ -93,7 +93,7 @@ def _train_step(heads, batch, *, group: Group, axis_name: str | None = None):
             head.state,
             batch,
             model=group.model,
-            tx=optim.make(probe, optim.make_schedule(probe, group.steps_per_epoch), group.own_plan),
+            tx=optim.make(probe, optim.make_schedule(probe, group.steps_per_epoch), group.own_plan, group.own_plan),
             plan=group.own_plan,
             start=group.plan.cut,
             seed=head.seed,

@@ -1,20 +1,17 @@
 """The steps of one phase: train an epoch, evaluate it, record it, save it; stop anywhere and lose nothing."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, evaluate, freeze, metrics, parallel, report, steps
+from tltrain import console, evaluate, freeze, metrics, optim, parallel, programs, report, steps
 from tltrain.checkpoint import Checkpoints
-from tltrain.data import sources
 from tltrain.data.split import Data
 from tltrain.errors import DivergedError, TerminatedError
 from tltrain.inputs import Inputs, SplitInputs
@@ -44,7 +41,6 @@ class Phase(NamedTuple):
     config: ConfigDict
     plan: freeze.Plan
     schedule: optax.Schedule
-    tx: optax.GradientTransformation
     steps_per_epoch: int
     checkpoints: Checkpoints
     record: dict[str, Any]
@@ -64,9 +60,16 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
     """
     frozen = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
-    train_step, eval_step = _compile(run, phase, state, train, val)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    console.say("Compiling the training and evaluation steps ...")
+    with run.clock("compile"):
+        eval_step = programs.evaluate(run.config, run.model, run.mesh, val, variables)
     state = parallel.replicate(state, run.mesh)
+    compiled = None
     for epoch in range(len(phase.record["history"]), phase.config.epochs):
+        now = freeze.at_epoch(phase.plan, epoch, phase.config.unfreeze_every_epochs)
+        if now.cut != compiled:
+            train_step, compiled = _compile_train(run, phase, now, state, train), now.cut
         first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
         state, total = _train_epoch(run, phase, train_step, train, state, epoch)
         passed = time.perf_counter() - started
@@ -110,27 +113,14 @@ def record_epoch(
     return scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
 
 
-def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
-    config, size = run.config, run.config.batch_size
-    step = functools.partial(
-        steps.train_step,
-        model=run.model,
-        tx=phase.tx,
-        plan=phase.plan,
-        start=train.start,
-        seed=config.seed,
-        batch_norm_train=phase.config.batch_norm == "train",
-        smoothing=config.loss.label_smoothing,
-        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
-    )
-    val_step = functools.partial(steps.eval_step, model=run.model, start=val.start)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    console.say("Compiling the training and evaluation steps ...")
+def _compile_train(run, phase, now, state, inputs):
+    """The training step where the plan is `now`; says from where on it trains where that is not the whole phase."""
+    if phase.config.unfreeze_every_epochs:
+        stage = (*now.stages, "the head")[now.cut]
+        console.say(f"{phase.name}: from epoch {len(phase.record['history']) + 1} on {stage} trains ...")
+    tx = optim.make(phase.config, phase.schedule, phase.plan, now)
     with run.clock("compile"):
-        shapes = train.batch_shapes(size)
-        compiled = parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
-        shapes = val.batch_shapes(size)
-        return compiled, parallel.compile_step(val_step, variables, shapes, run.mesh, config.parallel, per_example=True)
+        return programs.train(run.config, phase.name, run.model, run.data, run.mesh, tx, now, inputs, state)
 
 
 def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):

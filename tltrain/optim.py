@@ -23,8 +23,13 @@ def make_schedule(phase: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
-def make(phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan) -> optax.GradientTransformation:
-    """The optimizer of a tree labelled `"trainable"` and `"frozen"` by `plan`.
+def make(
+    phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan, now: freeze.Plan
+) -> optax.GradientTransformation:
+    """The optimizer of a tree labelled `"trainable"` and `"frozen"` by `plan`, as it is while `now` is frozen.
+
+    The state's structure follows `plan` alone. With gradual unfreezing each stage has a state of its own, which does
+    not move, nor does its count of steps, before the stage trains; the schedule counts the steps of the phase.
 
     Frozen leaves get no update and no slots. Clipping and weight decay stand inside the trainable branch, so neither
     sees a frozen leaf; decay spares leaves of fewer than two axes (norms and biases).
@@ -41,6 +46,8 @@ def make(phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan) -> opta
         steps = [optax.scale_by_adam(), decay if phase.optimizer == "adamw" else optax.identity()]
     if phase.l2_sp:
         steps.insert(0, optax.masked(_pull_to_start(phase.l2_sp), {"backbone": True, "head": False}))
+    if phase.unfreeze_every_epochs:
+        steps = [_by_stage(optax.chain(*steps), plan, now)]
     rates = [optax.scale_by_learning_rate(schedule)]
     if phase.layer_decay != 1:
         rates.append(_by_depth(phase.layer_decay, plan.stages))
@@ -73,6 +80,15 @@ def _pull_to_start(strength):
         return jax.tree.map(lambda u, p, start: u + strength * (p - start), updates, params, state.params), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_stage(inner, plan, now):
+    """`inner` apart for each trainable stage of `plan` and the head; held as it is for a stage that `now` freezes."""
+    held = optax.GradientTransformation(inner.init, lambda updates, state, _: (optax.tree.zeros_like(updates), state))
+    labels = {stage: "frozen" if i < plan.cut else stage for i, stage in enumerate(plan.stages)}
+    transforms = {stage: held if i < now.cut else inner for i, stage in enumerate(plan.stages) if i >= plan.cut}
+    transforms |= {"head": inner, "frozen": optax.set_to_zero()}
+    return optax.multi_transform(transforms, {"backbone": labels, "head": "head"})
 
 
 def _by_depth(decay, stages):

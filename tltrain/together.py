@@ -162,10 +162,9 @@ def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, p
     checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, constants)
     stack.enter_context(contextlib.closing(checkpoints))
     schedule = optim.make_schedule(config.probe, group.steps_per_epoch)
-    tx = optim.make(config.probe, schedule, group.plan)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     shared = loop.Run(config, work, group.data, group.model, group.mesh, inputs, scalars, group.clock, group.stop)
-    phase = loop.Phase("probe", config.probe, group.plan, schedule, tx, group.steps_per_epoch, checkpoints, record)
+    phase = loop.Phase("probe", config.probe, group.plan, schedule, group.steps_per_epoch, checkpoints, record)
     return _Member(shared, phase, place)
 
 

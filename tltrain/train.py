@@ -1,7 +1,6 @@
 """The life of an experiment, from its config to its report."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, evaluate, freeze, loop, optim, parallel, report, steps, weights
+from tltrain import console, download, evaluate, freeze, loop, optim, parallel, programs, report, steps, weights
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import TerminatedError
@@ -94,7 +93,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     num_images = run.data.splits["train"].num_examples
     per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
-    tx = optim.make(config, schedule, plan)
+    tx = optim.make(config, schedule, plan, plan)
     state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
@@ -103,7 +102,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
             leaves, record = checkpoints.restore(latest)
             state = with_leaves(state, leaves)
             run.clock.resume(record["clock"])
-        phase = Phase(name, config, plan, schedule, tx, per_epoch, checkpoints, record)
+        phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
         run.work.rewind_metrics(name, int(state.step))
         if len(record["history"]) < config.epochs:
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
@@ -123,10 +122,8 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
     scores = None
     if "test" in run.data.splits:
         test, variables = run.inputs.images("test"), best[chosen]
-        step = functools.partial(steps.eval_step, model=run.model, start=test.start)
         with run.clock("compile"):
-            shapes = test.batch_shapes(run.config.batch_size)
-            eval_step = parallel.compile_step(step, variables, shapes, run.mesh, run.config.parallel, per_example=True)
+            eval_step = programs.evaluate(run.config, run.model, run.mesh, test, variables)
         with run.clock("eval"):
             scores = evaluate.over(eval_step, variables, test, run.data, "test", run.mesh, run.config, run.stop)
         if scores is None:
