@@ -62,8 +62,9 @@ def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, **phase_optio
         batch_norm_train=batch_norm_train,
         smoothing=0.1,
         class_weights=jnp.ones(3),
+        ema=phase.ema,
     )
-    return step, steps.create_state(variables["params"], variables["batch_stats"], tx), now
+    return step, steps.create_state(variables["params"], variables["batch_stats"], tx, plan, phase.ema), now
 
 
 def same(a, b):

@@ -1,6 +1,7 @@
 """Strategies of fine-tuning do what their papers say."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import pytest
 from test_freeze import batch_of, flops, no_loops, step_of
 from test_train import run
 
-from tltrain import freeze, optim
+from tltrain import finished, freeze, optim, steps
 from tltrain.checkpoint import Checkpoints
 from tltrain.config import default
+from tltrain.data import sources
+from tltrain.data.preprocess import load_image
 from tltrain.errors import ConfigError
 from tltrain.models import zoo
 
@@ -40,10 +43,10 @@ def test_gradients_of_kernels_that_do_not_train_are_not_computed(no_loops):
     assert cost["bias"] < 0.85 * cost["all"]
 
 
-def leaves_of(workdir, phase="finetune"):
-    """The newest state of a phase, by name."""
+def leaves_of(workdir, phase="finetune", which="latest"):
+    """The latest or the best state of a phase, by name."""
     with contextlib.closing(Checkpoints(workdir / "checkpoints" / phase, 2, ())) as checkpoints:
-        return checkpoints.restore(checkpoints.latest())[0]
+        return checkpoints.restore(getattr(checkpoints, which)())[0]
 
 
 def updates_of(freeze_until, **options):
@@ -154,6 +157,38 @@ def test_a_phase_too_short_to_unfreeze_all_is_refused(tiny, tmp_path):
     tiny.finetune.update(epochs=2, unfreeze_every_epochs=1)
     with pytest.raises(ConfigError, match=r"finetune.epochs = 2 ends before all 2 stages .* allowed: from 3 on"):
         run(tiny, tmp_path / "run")
+
+
+def test_the_average_is_the_one_computed_by_hand_and_training_goes_on_without_it():
+    step, state, _ = step_of("block_1", ema=0.7)
+    plain_step, plain, _ = step_of("block_1")
+    expected = state.params
+    for i in range(3):
+        state, _ = jax.jit(step)(state, batch_of(i))
+        plain, _ = jax.jit(plain_step)(plain, batch_of(i))
+        expected = jax.tree.map(lambda a, p: 0.7 * a + 0.3 * p, expected, plain.params)
+    model = steps.variables(state)
+    for path, leaf in jax.tree.leaves_with_path(expected):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, model["params"])
+        np.testing.assert_allclose(found, leaf, rtol=1e-5, atol=1e-7)
+    jax.tree.map(np.testing.assert_array_equal, state.params, plain.params)
+    assert not np.array_equal(model["params"]["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_the_averaged_model_is_evaluated_ranked_handed_on_and_read_back(tiny, tmp_path):
+    tiny.probe.update(ema=0.9, learning_rate=1e-2)
+    tiny.finetune.update(ema=0.5, learning_rate=1e-3)
+    result = run(tiny, tmp_path / "run")
+    probe, finetune = (leaves_of(tmp_path / "run", phase, "best") for phase in ("probe", "finetune"))
+    assert not np.array_equal(probe["average.head.kernel"], probe["params.head.kernel"])
+    loaded = finished.load(tmp_path / "run")
+    chosen = {"probe": probe, "finetune": finetune}[loaded.phase]
+    np.testing.assert_array_equal(loaded.variables["params"]["head"]["kernel"], chosen["average.head.kernel"])
+    data, confusion = sources.load(tiny.data), np.zeros((2, 2), int)
+    for i, label in enumerate(data.splits["val"].labels):
+        pixels = load_image(data.splits["val"].read(i), (32, 32), "stretch")
+        confusion[label, int(loaded.model.apply(loaded.variables, pixels[None])[0, 0] > 0)] += 1
+    assert result["chosen"]["val"]["confusion"] == confusion.tolist()
 
 
 def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):

@@ -21,7 +21,7 @@ def probes(tiny):
     tiny.data.splits = ("train[:60%]", "train[60%:80%]", "train[80%:]")
     tiny.model.dropout = 0.2
     tiny.finetune.epochs = 0
-    tiny.probe.update(epochs=3, optimizer="adamw", schedule="cosine", warmup_epochs=0.5, clip_norm=1.0)
+    tiny.probe.update(epochs=3, optimizer="adamw", schedule="cosine", warmup_epochs=0.5, clip_norm=1.0, ema=0.8)
     tiny.log.every_steps = 2
     return tiny
 

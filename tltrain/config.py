@@ -80,6 +80,7 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.momentum = 0.9  # of sgd
     phase.weight_decay = 0.0  # of adamw (decoupled) and sgd (L2), on kernels alone
     phase.l2_sp = 0.0  # pull of stages to where the phase began; weight_decay is then of the head alone; 0: none
+    phase.ema = 0.0  # share of the old average a step keeps; the average is then the phase's model; 0: no average
     phase.clip_norm = 0.0  # largest global norm of the trainable gradients; 0: not clipped
     return phase
 

@@ -60,8 +60,9 @@ class Group(NamedTuple):
 
 def initial(group: Group, configs: Sequence[Sequence[ConfigDict]], params: Sequence[Any]) -> Heads:
     """The grid at step 0: `configs` `[seeds, arms]`, `params` the initial `params["head"]` of each seed."""
-    tx = optim.make(group.config.probe, optim.make_schedule(group.config.probe, 1), group.own_plan, group.own_plan)
-    states = [steps.create_state({"backbone": {}, "head": head}, {}, tx) for head in params]
+    probe, plan = group.config.probe, group.own_plan
+    tx = optim.make(probe, optim.make_schedule(probe, 1), plan, plan)
+    states = [steps.create_state({"backbone": {}, "head": head}, {}, tx, plan, probe.ema) for head in params]
     num_arms = len(configs[0])
     state = jax.tree.map(lambda *leaves: np.stack([np.stack([leaf] * num_arms) for leaf in leaves]), *states)
 
@@ -100,6 +101,7 @@ def _train_step(heads, batch, *, group: Group, axis_name: str | None = None):
             batch_norm_train=False,
             smoothing=config.loss.label_smoothing,
             class_weights=class_weights,
+            ema=config.probe.ema,
             axis_name=axis_name,
         )
         return head.replace(state=state), result
@@ -111,8 +113,9 @@ def _eval_step(heads, batch, *, group: Group, axis_name: str | None = None):
     """`steps.eval_step` of each head: sums `[seeds, arms]`, logits `[B, seeds, arms, D]`."""
 
     def one(head, batch):
-        variables = {"params": head.state.params, "batch_stats": {}}
-        return steps.eval_step(variables, batch, model=group.model, start=group.plan.cut, axis_name=axis_name)
+        return steps.eval_step(
+            steps.variables(head.state), batch, model=group.model, start=group.plan.cut, axis_name=axis_name
+        )
 
     return jax.vmap(jax.vmap(one, (0, None), (0, 1)), (0, 1), (0, 1))(heads, batch)
 

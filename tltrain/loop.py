@@ -60,10 +60,9 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
     """
     frozen = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     console.say("Compiling the training and evaluation steps ...")
     with run.clock("compile"):
-        eval_step = programs.evaluate(run.config, run.model, run.mesh, val, variables)
+        eval_step = programs.evaluate(run.config, run.model, run.mesh, val, steps.variables(state))
     state = parallel.replicate(state, run.mesh)
     compiled = None
     for epoch in range(len(phase.record["history"]), phase.config.epochs):
@@ -73,9 +72,9 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
         state, total = _train_epoch(run, phase, train_step, train, state, epoch)
         passed = time.perf_counter() - started
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        model = steps.variables(state)
         with run.clock("eval"):
-            scores = evaluate.over(eval_step, variables, val, run.data, "val", run.mesh, run.config, run.stop)
+            scores = evaluate.over(eval_step, model, val, run.data, "val", run.mesh, run.config, run.stop)
         if scores is None:
             _stop(run, phase, state, total)
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed

@@ -39,6 +39,7 @@ def train(
         seed=config.seed,
         batch_norm_train=config[name].batch_norm == "train",
         smoothing=config.loss.label_smoothing,
+        ema=config[name].ema,
         class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, data)),
     )
     shapes = inputs.batch_shapes(config.batch_size)

@@ -99,6 +99,7 @@ _PHASE_RULES = {
     "momentum": _number(0, 1),
     "weight_decay": _number(0, math.inf),
     "l2_sp": _number(0, math.inf),
+    "ema": _number(0, 0.999999),
     "clip_norm": _number(0, math.inf),
 }
 RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}

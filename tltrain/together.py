@@ -5,6 +5,7 @@ Each run leaves the record that it leaves alone, with its best checkpoint; its s
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ class _Member:
         assert self.best is not None, "a finished phase has a best epoch"
         run, phase, state = self.run, self.phase, self.best.state
         params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
-        state = steps.TrainState(state.step, params, seed.variables["batch_stats"], state.opt_state)
+        state = dataclasses.replace(state, params=params, batch_stats=seed.variables["batch_stats"])
         phase.record.update(clock=seconds)
         phase.checkpoints.share_frozen(like)
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)

@@ -94,7 +94,8 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
     tx = optim.make(config, schedule, plan, plan)
-    state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
+    state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, config.ema)
+    state = jax.tree.map(np.asarray, state)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
     with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
@@ -112,7 +113,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
     result = report.phase_result(config, record, best, num_images, state.params, plan)
-    return {"params": state.params, "batch_stats": state.batch_stats}, result
+    return steps.variables(state), result
 
 
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
