@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_freeze import batch_of, flops, no_loops, step_of
-from test_train import run
+from test_train import assert_same_run, run
 
-from tltrain import finished, freeze, optim, steps
+from tltrain import finished, freeze, loop, optim, steps
 from tltrain.checkpoint import Checkpoints
 from tltrain.config import default
 from tltrain.data import sources
 from tltrain.data.preprocess import load_image
-from tltrain.errors import ConfigError
+from tltrain.errors import ConfigError, TerminatedError
 from tltrain.models import zoo
 
 __all__ = ["no_loops"]  # a fixture
@@ -189,6 +189,50 @@ def test_the_averaged_model_is_evaluated_ranked_handed_on_and_read_back(tiny, tm
         pixels = load_image(data.splits["val"].read(i), (32, 32), "stretch")
         confusion[label, int(loaded.model.apply(loaded.variables, pixels[None])[0, 0] > 0)] += 1
     assert result["chosen"]["val"]["confusion"] == confusion.tolist()
+
+
+def patient(config):
+    """Val accuracy stands still at this rate, so no epoch is better than the first."""
+    config.probe.update(epochs=6, patience=2, learning_rate=1e-9)
+    config.finetune.epochs = 0
+    return config
+
+
+def test_a_phase_ends_after_patience_epochs_without_a_better_one_and_a_resumed_one_keeps_count(tiny, tmp_path, capsys):
+    result = run(patient(tiny), tmp_path / "whole")
+    probe = result["phases"]["probe"]
+    assert [probe["best"]["epoch"], probe["last"]["epoch"], probe["epochs"]] == [1, 3, 6]
+    assert probe["stopped_early"]
+    assert "probe stopped early, after epoch 3 of 6: none since 1 was better." in capsys.readouterr().out
+    for polls in (9, 8, 0):  # 7 an epoch, with its evaluation
+        left = iter([False] * polls)
+        with pytest.raises(TerminatedError):
+            run(tiny, tmp_path / "stopped", stop=lambda left=left: next(left, True))
+    run(tiny, tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+HISTORIES = {
+    "none": ([], False),
+    "first": ([0.5], False),
+    "equal is not better": ([0.5, 0.5, 0.5], True),
+    "better in time": ([0.5, 0.4, 0.6], False),
+    "one short": ([0.5, 0.6, 0.6], False),
+    "worse": ([0.5, 0.6, 0.1, 0.59], True),
+    "all epochs": ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),
+}
+
+
+@pytest.mark.parametrize("case", HISTORIES)
+@pytest.mark.parametrize("best", ["accuracy", "loss"])
+def test_patience_counts_by_the_score_that_ranks_checkpoints(case, best):
+    scores, ended = HISTORIES[case]
+    config = patient(default())
+    config.checkpoint.best = best
+    other = {"accuracy": "loss", "loss": "accuracy"}[best]
+    sign = 1 if best == "accuracy" else -1
+    history = [{"val": {best: sign * score, other: 0.0}} for score in scores]
+    assert loop.is_over(config, "probe", history) == ended
 
 
 def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):

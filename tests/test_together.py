@@ -79,6 +79,19 @@ def test_a_probe_trained_together_is_the_probe_trained_alone(probes, tmp_path, p
         assert "Result on" in (member.path / "output.txt").read_text()
 
 
+def test_a_patient_probe_stops_where_it_stops_alone(probes, tmp_path):
+    probes.probe.update(epochs=6, patience=1, ema=0.0)
+    probes.checkpoint.best = "loss"
+    arms = [{"probe.learning_rate": rate} for rate in (0.0, 1e-2)]
+    runs = sweep.members(probes, arms, 1, tmp_path / "sweep")
+    assert sweep.run(runs, tmp_path / "sweep", never) == 0
+    for member in runs:
+        run_alone(member.config, tmp_path / member.arm)
+        assert_close(report_of(member.path), report_of(tmp_path / member.arm))
+    histories = [report_of(member.path)["phases"]["probe"]["history"] for member in runs]
+    assert len(histories[0]) == 2 < len(histories[1])
+
+
 def test_numbers_and_seeds_make_a_difference_and_one_program_trains_them_all(probes, tmp_path, no_run_alone):
     runs = sweep.members(probes, RATES_AND_DECAYS, 2, tmp_path)
     assert sweep.run(runs, tmp_path, never) == 0

@@ -65,7 +65,8 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         eval_step = programs.evaluate(run.config, run.model, run.mesh, val, steps.variables(state))
     state = parallel.replicate(state, run.mesh)
     compiled = None
-    for epoch in range(len(phase.record["history"]), phase.config.epochs):
+    while not is_over(run.config, phase.name, phase.record["history"]):
+        epoch = len(phase.record["history"])
         now = freeze.at_epoch(phase.plan, epoch, phase.config.unfreeze_every_epochs)
         if now.cut != compiled:
             train_step, compiled = _compile_train(run, phase, now, state, train), now.cut
@@ -109,7 +110,20 @@ def record_epoch(
         phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
     )
     console.say(report.epoch_line(entry, phase.config.epochs, rate))
-    return scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
+    return _score(run.config, scores)
+
+
+def _score(config, scores):
+    """What ranks an epoch, larger is better, by its `scores` on val."""
+    return scores["accuracy"] if config.checkpoint.best == "accuracy" else -scores["loss"]
+
+
+def is_over(config: ConfigDict, name: str, history: list[dict[str, Any]]) -> bool:
+    """Whether the phase `name` has done all its epochs, or as many as its patience without a better one."""
+    phase, scores = config[name], [_score(config, entry["val"]) for entry in history]
+    if phase.patience and scores and len(scores) - 1 - scores.index(max(scores)) >= phase.patience:
+        return True
+    return len(scores) >= phase.epochs
 
 
 def _compile_train(run, phase, now, state, inputs):

@@ -78,6 +78,7 @@ def phase_result(
     trainable, frozen = freeze.split(params, plan.labels)
     return {
         "epochs": config.epochs,
+        "stopped_early": len(history) < config.epochs,
         "freeze_until": config.freeze_until,
         "trainable_parameters": num_parameters(trainable),
         "frozen_parameters": num_parameters(frozen),
@@ -142,6 +143,10 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
     console.say("")
     console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
+    for name, phase in report["phases"].items():
+        if (done := len(phase["history"])) < phase["epochs"]:
+            best = phase["best"]["epoch"]
+            console.say(f"{name} stopped early, after epoch {done} of {phase['epochs']}: none since {best} was better.")
     chosen, counts = report["chosen"], report["class_counts"]["val"]
     largest = max(counts, key=counts.__getitem__)
     share = counts[largest] / sum(counts.values())

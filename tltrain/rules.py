@@ -86,6 +86,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _PHASE_RULES = {
     "epochs": _number(0, math.inf, integer=True),
+    "patience": _number(0, math.inf, integer=True),
     "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all' or None"),
     "unfreeze_every_epochs": _number(0, math.inf, integer=True),
     "train_only": _one_of("all", "batch_norm", "bias"),

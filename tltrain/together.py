@@ -72,9 +72,13 @@ class _Member:
         self.best: _Best | None = None
         self.error: TltrainError | None = None
 
+    def is_over(self) -> bool:
+        """Whether nothing of what is still trained counts for it."""
+        return self.error is not None or loop.is_over(self.run.config, "probe", self.phase.record["history"])
+
     def end_epoch(self, finished: list[Any], scores: dict[str, Any], state: Any, seconds: float, rate: float) -> None:
         """Records an epoch of `finished` steps; `state` is that of all heads after it."""
-        if self.error is not None:
+        if self.is_over():
             return
         total = metrics.Total(len(self.run.data.class_names))
         step = int(state.step[self.place])
@@ -192,6 +196,8 @@ def _train(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence
     heads = parallel.replicate(heads, group.mesh)
     num_images = group.data.splits["train"].num_examples
     for epoch in range(group.config.probe.epochs):
+        if all(member.is_over() for member in members):
+            break
         started = time.perf_counter()
         heads, finished = train_epoch(group, train_step, heads, train_inputs, epoch)
         seconds = (time.perf_counter() - started) / len(members)

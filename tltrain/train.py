@@ -105,7 +105,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
             run.clock.resume(record["clock"])
         phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
         run.work.rewind_metrics(name, int(state.step))
-        if len(record["history"]) < config.epochs:
+        if not loop.is_over(run.config, name, record["history"]):
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
             report.show_parameters(variables["params"], plan)
             loop.train(run, phase, state)
