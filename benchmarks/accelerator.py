@@ -89,8 +89,8 @@ def tltrain_steps(dtype, size):
 
     for name, until, inputs in (("probe step", "all", pooled), ("fine-tune step", CUT, maps.astype(dtype))):
         plan = freeze.plan(variables["params"], model.backbone.stages, until)
-        tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan.labels)
-        state = steps.create_state(variables["params"], variables["batch_stats"], tx)
+        tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan, plan)
+        state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, ema=0.0)
         state = parallel.replicate(jax.tree.map(np.asarray, state), mesh)  # arrays of its own, which a step may reuse
         step = functools.partial(
             steps.train_step,
@@ -102,6 +102,7 @@ def tltrain_steps(dtype, size):
             batch_norm_train=False,
             smoothing=0.0,
             class_weights=jnp.ones(2),
+            ema=0.0,
         )
         mask, index = np.ones(size, bool), np.arange(size, dtype=np.int32)
         batch = {"inputs": inputs, "label": label, "mask": mask, "index": index}

@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
     "sgd": {"optimizer": "sgd", "weight_decay": 0.1},
     "clipped": {"optimizer": "adam", "clip_norm": 0.1, "schedule": "cosine", "warmup_epochs": 1.0},
+    "bias_only": {"train_only": "bias"},
 }
 
 
@@ -43,25 +44,27 @@ def batch_of(seed=0, num_classes=3):
     }
 
 
-def step_of(freeze_until, start=0, batch_norm_train=True, **phase_options):
-    """A train step as the loop makes it, with its initial state and plan."""
+def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, **phase_options):
+    """A train step as the loop makes it, with its initial state and its plan in `epoch`."""
     model, variables = model_and_variables()
     phase = default().finetune
-    phase.update(epochs=2, learning_rate=1e-2, freeze_until=freeze_until, **phase_options)
-    plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until)
-    tx = optim.make(phase, optim.make_schedule(phase, 2), plan.labels)
+    phase.update({"epochs": 2, "learning_rate": 1e-2, "freeze_until": freeze_until} | phase_options)
+    plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until, phase.train_only)
+    now = freeze.at_epoch(plan, epoch, phase.unfreeze_every_epochs)
+    tx = optim.make(phase, optim.make_schedule(phase, 2), plan, now)
     step = functools.partial(
         steps.train_step,
         model=model,
         tx=tx,
-        plan=plan,
+        plan=now,
         start=start,
         seed=0,
         batch_norm_train=batch_norm_train,
         smoothing=0.1,
         class_weights=jnp.ones(3),
+        ema=phase.ema,
     )
-    return step, steps.create_state(variables["params"], variables["batch_stats"], tx), plan
+    return step, steps.create_state(variables["params"], variables["batch_stats"], tx, plan, phase.ema), now
 
 
 def same(a, b):
@@ -90,9 +93,10 @@ def test_statistics_stay_where_trainable_stages_run_in_inference_mode():
     assert all(jax.tree.leaves(jax.tree.map(same, state.batch_stats, after.batch_stats)))
 
 
+@pytest.mark.parametrize("train_only", ["all", "bias", "batch_norm"])
 @pytest.mark.parametrize("freeze_until", ["block_1", "all"])
-def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until):
-    _, state, plan = step_of(freeze_until)
+def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until, train_only):
+    _, state, plan = step_of(freeze_until, train_only=train_only)
     trainable, _ = freeze.split(state.params, plan.labels)
     slots = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     wanted = sum(leaf.size for leaf in jax.tree.leaves(trainable))
@@ -103,13 +107,13 @@ def test_decay_spares_norms_and_biases_and_clipping_sees_trainable_leaves_alone(
     phase = default().finetune
     phase.update(optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.5, epochs=1)
     params = {"kernel": jnp.full((2, 2), 2.0), "scale": jnp.full(2, 2.0), "frozen": jnp.full(2, 100.0)}
-    labels = {"kernel": "trainable", "scale": "trainable", "frozen": "frozen"}
+    plan = freeze.Plan((), 0, {"kernel": "trainable", "scale": "trainable", "frozen": "frozen"})
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = optim.make(phase, optim.make_schedule(phase, 1), labels)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), plan, plan)
     updates, _ = tx.update(zero, tx.init(params), params)
     assert (float(updates["kernel"][0, 0]), float(updates["scale"][0]), float(updates["frozen"][0])) == (-1.0, 0.0, 0.0)
     phase.update(weight_decay=0.0, clip_norm=1.0)
-    tx = optim.make(phase, optim.make_schedule(phase, 1), labels)
+    tx = optim.make(phase, optim.make_schedule(phase, 1), plan, plan)
     grads = {"kernel": jnp.zeros((2, 2)), "scale": jnp.asarray([3.0, 4.0]), "frozen": jnp.full(2, 1e6)}
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates["scale"], [-0.6, -0.8], rtol=1e-6)

@@ -21,7 +21,7 @@ def probes(tiny):
     tiny.data.splits = ("train[:60%]", "train[60%:80%]", "train[80%:]")
     tiny.model.dropout = 0.2
     tiny.finetune.epochs = 0
-    tiny.probe.update(epochs=3, optimizer="adamw", schedule="cosine", warmup_epochs=0.5, clip_norm=1.0)
+    tiny.probe.update(epochs=3, optimizer="adamw", schedule="cosine", warmup_epochs=0.5, clip_norm=1.0, ema=0.8)
     tiny.log.every_steps = 2
     return tiny
 
@@ -77,6 +77,19 @@ def test_a_probe_trained_together_is_the_probe_trained_alone(probes, tmp_path, p
         for name, leaf in single.items():
             np.testing.assert_allclose(together[name], leaf, rtol=1e-4, atol=1e-6, err_msg=name)
         assert "Result on" in (member.path / "output.txt").read_text()
+
+
+def test_a_patient_probe_stops_where_it_stops_alone(probes, tmp_path):
+    probes.probe.update(epochs=6, patience=1, ema=0.0)
+    probes.checkpoint.best = "loss"
+    arms = [{"probe.learning_rate": rate} for rate in (0.0, 1e-2)]
+    runs = sweep.members(probes, arms, 1, tmp_path / "sweep")
+    assert sweep.run(runs, tmp_path / "sweep", never) == 0
+    for member in runs:
+        run_alone(member.config, tmp_path / member.arm)
+        assert_close(report_of(member.path), report_of(tmp_path / member.arm))
+    histories = [report_of(member.path)["phases"]["probe"]["history"] for member in runs]
+    assert len(histories[0]) == 2 < len(histories[1])
 
 
 def test_numbers_and_seeds_make_a_difference_and_one_program_trains_them_all(probes, tmp_path, no_run_alone):

@@ -68,15 +68,23 @@ def default() -> ConfigDict:
 def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) -> ConfigDict:
     phase = ConfigDict()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
+    phase.patience = (
+        0  # so many epochs without a better one on val end it; its schedule is still that of `epochs`; 0: none
+    )
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
+    phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
+    phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
     phase.augment = augment  # random augmentation of the training images
     phase.optimizer = "adam"  # "adam" | "adamw" | "sgd" | "ridge": the head of a probe in closed form
     phase.learning_rate = learning_rate  # at its peak, a step
+    phase.layer_decay = 1.0  # the rate of a stage is that of the one above it times this; the head has the whole rate
     phase.schedule = "constant"  # "constant" | "cosine": to zero at the last step
     phase.warmup_epochs = 0.0  # epochs of linear warm-up from zero
     phase.momentum = 0.9  # of sgd
     phase.weight_decay = 0.0  # of adamw (decoupled), sgd (L2) and ridge (its penalty), on kernels alone
+    phase.l2_sp = 0.0  # pull of stages to where the phase began; weight_decay is then of the head alone; 0: none
+    phase.ema = 0.0  # share of the old average a step keeps; the average is then the phase's model; 0: no average
     phase.clip_norm = 0.0  # largest global norm of the trainable gradients; 0: not clipped
     return phase
 
@@ -114,6 +122,10 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError("; ".join([f"the config has {count}", *problems]))
 
 
+# keys that say how stages train, each where it does nothing
+_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0}
+
+
 def _conflicts(config) -> list[str]:
     problems = []
     if not any(config[phase].epochs for phase in PHASES):
@@ -135,6 +147,11 @@ def _conflicts(config) -> list[str]:
                 f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
                 "or both with features.augment_views > 0"
             )
+        problems += [
+            f"{name}.{key} = {phase[key]!r}, allowed: {off!r} with freeze_until = 'all', where no stage trains"
+            for key, off in _OF_STAGES.items()
+            if phase.freeze_until == "all" and phase[key] != off
+        ]
     if config.data.source.startswith("folder:") and config.data.data_dir:
         problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")
     return problems

@@ -4,10 +4,11 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import freeze
+from tltrain import freeze, steps
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.errors import WorkdirError
 from tltrain.models import zoo
@@ -48,9 +49,13 @@ def load(path: Path) -> Finished:
     class_names = tuple(report["class_names"])
     model = zoo.create(config, len(class_names))
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
-    cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
-    frozen = freeze.prefixes(model.backbone.stages, cut)
+    chosen = config[phase]
+    shapes = zoo.shapes(model)
+    plan = freeze.plan(shapes["params"], model.backbone.stages, chosen.freeze_until, chosen.train_only)
     folder = path / "checkpoints" / phase
-    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, frozen)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
         leaves, _ = checkpoints.restore(step)
-    return Finished(path, config, class_names, model, with_leaves(zoo.shapes(model), leaves), phase, cut, report)
+    average = freeze.split(shapes["params"], plan.labels)[0] if chosen.ema else None
+    like = steps.TrainState(jnp.int32(step), shapes["params"], shapes["batch_stats"], (), average)
+    variables = steps.variables(with_leaves(like, leaves))
+    return Finished(path, config, class_names, model, variables, phase, plan.cut, report)

@@ -9,8 +9,13 @@ from tltrain.errors import ConfigError
 
 
 class Plan(NamedTuple):
-    """`cut`: index of the first trainable stage; `labels`: a tree like `params` of `"frozen"` and `"trainable"`."""
+    """`stages` in forward order, `cut`: index of the first trainable one, and the label of each leaf.
 
+    `labels` is a tree like `params` of `"frozen"` and `"trainable"`. A stage from `cut` on is trainable even where some
+    of its leaves are not: the gradient passes it, and its BatchNorm follows the config.
+    """
+
+    stages: tuple[str, ...]
     cut: int
     labels: Any
 
@@ -29,13 +34,16 @@ def cut(stages: Sequence[str], freeze_until: str | None) -> int:
     return ends[freeze_until]
 
 
-def plan(params: Any, stages: Sequence[str], freeze_until: str | None) -> Plan:
-    """Labels every leaf of `params` by the depth of its stage. The head is always trainable.
+def plan(params: Any, stages: Sequence[str], freeze_until: str | None, train_only: str = "all") -> Plan:
+    """Labels every leaf of `params` by the depth of its stage and its kind. The head is always trainable.
 
     Args:
         params: `{"backbone": {stage: ...}, "head": ...}`, arrays or shapes.
         stages: stage names in forward order.
         freeze_until: the last frozen stage, as for `cut`.
+        train_only: the kind of leaves that train in the stages after it: `"all"`, `"batch_norm"` (scale and bias of
+            normalisation; Frankle et al. 2021, arXiv 2003.00152) or `"bias"` (of every layer, normalisation
+            included; BitFit, Ben Zaken et al. 2022, arXiv 2106.10199).
 
     Raises:
         ConfigError: `freeze_until` names no stage.
@@ -47,17 +55,50 @@ def plan(params: Any, stages: Sequence[str], freeze_until: str | None) -> Plan:
     frozen = set(stages[:index])
     labels = {
         "backbone": {
-            stage: jax.tree.map(lambda _, stage=stage: "frozen" if stage in frozen else "trainable", tree)
-            for stage, tree in params["backbone"].items()
+            stage: {
+                layer: {
+                    name: "frozen" if stage in frozen or not _trains(name, leaves, train_only) else "trainable"
+                    for name in leaves
+                }
+                for layer, leaves in layers.items()
+            }
+            for stage, layers in params["backbone"].items()
         },
         "head": jax.tree.map(lambda _: "trainable", params["head"]),
     }
-    return Plan(index, labels)
+    return Plan(tuple(stages), index, labels)
 
 
-def prefixes(stages: Sequence[str], cut: int) -> tuple[str, ...]:
-    """How the names of the leaves of a `TrainState` begin that never change when the first `cut` stages are frozen."""
-    return tuple(f"{part}.backbone.{stage}." for part in ("params", "batch_stats") for stage in stages[:cut])
+def at_epoch(plan: Plan, epoch: int, every: int) -> Plan:
+    """What of `plan` trains in `epoch`, from 0, where one more stage is unfrozen `every` so many epochs, from the top.
+
+    The head trains alone first (gradual unfreezing: ULMFiT, Howard & Ruder 2018, arXiv 1801.06146). With `every` 0 all
+    of `plan` trains from the start.
+    """
+    top = max(plan.cut, len(plan.stages) - epoch // every) if every else plan.cut
+    held = set(plan.stages[plan.cut : top])
+    backbone = {
+        stage: jax.tree.map(lambda _: "frozen", tree) if stage in held else tree
+        for stage, tree in plan.labels["backbone"].items()
+    }
+    return Plan(plan.stages, top, plan.labels | {"backbone": backbone}) if held else plan
+
+
+def num_epochs_to(cut: int, num_stages: int, every: int) -> int:
+    """Epochs after which, by `at_epoch`, all stages from `cut` on have trained."""
+    return every * (num_stages - cut) + 1
+
+
+def _trains(name, leaves, train_only):
+    """Whether the leaf `name` of a layer of `leaves` is of the kind `train_only`."""
+    return {"all": True, "batch_norm": set(leaves) <= {"scale", "bias"}, "bias": name == "bias"}[train_only]
+
+
+def constants(plan: Plan) -> tuple[str, ...]:
+    """How the names of the leaves of a `TrainState` begin that never change."""
+    labels = jax.tree_util.tree_leaves_with_path({"params": plan.labels})
+    leaves = [jax.tree_util.keystr(path, simple=True, separator=".") for path, label in labels if label == "frozen"]
+    return (*leaves, *(f"batch_stats.backbone.{stage}." for stage in plan.stages[: plan.cut]))
 
 
 def split(tree: Any, labels: Any) -> tuple[Any, Any]:

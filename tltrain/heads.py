@@ -53,15 +53,16 @@ class Group(NamedTuple):
         return pipeline.num_batches(self.data.splits["train"].num_examples, self.config.batch_size)
 
     @property
-    def labels(self) -> Any:
-        """As `freeze.Plan.labels`, of a tree that holds the head alone."""
-        return {"backbone": {}, "head": self.plan.labels["head"]}
+    def own_plan(self) -> freeze.Plan:
+        """`plan` of a tree that holds the head alone."""
+        return self.plan._replace(labels={"backbone": {}, "head": self.plan.labels["head"]})
 
 
 def initial(group: Group, configs: Sequence[Sequence[ConfigDict]], params: Sequence[Any]) -> Heads:
     """The grid at step 0: `configs` `[seeds, arms]`, `params` the initial `params["head"]` of each seed."""
-    tx = optim.make(group.config.probe, optim.make_schedule(group.config.probe, 1), group.labels)
-    states = [steps.create_state({"backbone": {}, "head": head}, {}, tx) for head in params]
+    probe, plan = group.config.probe, group.own_plan
+    tx = optim.make(probe, optim.make_schedule(probe, 1), plan, plan)
+    states = [steps.create_state({"backbone": {}, "head": head}, {}, tx, plan, probe.ema) for head in params]
     num_arms = len(configs[0])
     state = jax.tree.map(lambda *leaves: np.stack([np.stack([leaf] * num_arms) for leaf in leaves]), *states)
 
@@ -93,13 +94,14 @@ def _train_step(heads, batch, *, group: Group, axis_name: str | None = None):
             head.state,
             batch,
             model=group.model,
-            tx=optim.make(probe, optim.make_schedule(probe, group.steps_per_epoch), group.labels),
-            plan=freeze.Plan(group.plan.cut, group.labels),
+            tx=optim.make(probe, optim.make_schedule(probe, group.steps_per_epoch), group.own_plan, group.own_plan),
+            plan=group.own_plan,
             start=group.plan.cut,
             seed=head.seed,
             batch_norm_train=False,
             smoothing=config.loss.label_smoothing,
             class_weights=class_weights,
+            ema=config.probe.ema,
             axis_name=axis_name,
         )
         return head.replace(state=state), result
@@ -111,7 +113,7 @@ def _eval_step(heads, batch, *, group: Group, axis_name: str | None = None):
     """`steps.eval_step` of each head: sums `[seeds, arms]`, logits `[B, seeds, arms, D]`."""
 
     def one(head, batch):
-        return steps.eval_step({"params": head.state.params}, batch, model=group.model, axis_name=axis_name)
+        return steps.eval_step(steps.variables(head.state), batch, model=group.model, axis_name=axis_name)
 
     return jax.vmap(jax.vmap(one, (0, None), (0, 1)), (0, 1), (0, 1))(heads, batch)
 

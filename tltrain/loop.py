@@ -1,23 +1,20 @@
 """The steps of one phase: train an epoch, evaluate it, record it, save it; stop anywhere and lose nothing."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, evaluation, freeze, metrics, parallel, report, steps
+from tltrain import console, evaluation, freeze, metrics, optim, parallel, programs, report, steps
 from tltrain.checkpoint import Checkpoints
-from tltrain.data import sources
 from tltrain.data.split import Data
 from tltrain.errors import DivergedError, TerminatedError
-from tltrain.inputs import Inputs, SplitInputs, batch_shapes
+from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models.classifier import Classifier
 from tltrain.tensorboard import Scalars
 from tltrain.workdir import Clock, Workdir
@@ -44,7 +41,6 @@ class Phase(NamedTuple):
     config: ConfigDict
     plan: freeze.Plan
     schedule: optax.Schedule
-    tx: optax.GradientTransformation
     steps_per_epoch: int
     checkpoints: Checkpoints
     record: dict[str, Any]
@@ -64,14 +60,20 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
     """
     frozen = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
-    train_step = _compile(run, phase, state, train, val)
+    console.say("Compiling the training and evaluation steps ...")
+    with run.clock("compile"):
+        evaluation.prepare(run.model, val, run.config, run.mesh)
     state = parallel.replicate(state, run.mesh)
-    for epoch in range(len(phase.record["history"]), phase.config.epochs):
+    compiled = None
+    while not is_over(run.config, phase.name, phase.record["history"]):
+        epoch = len(phase.record["history"])
+        now = freeze.at_epoch(phase.plan, epoch, phase.config.unfreeze_every_epochs)
+        if now.cut != compiled:
+            train_step, compiled = _compile_train(run, phase, now, state, train), now.cut
         first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
         state, total = _train_epoch(run, phase, train_step, train, state, epoch)
         passed = time.perf_counter() - started
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        found = evaluate_split(run, variables, val, "val")
+        found = evaluate_split(run, steps.variables(state), val, "val")
         if found is None:
             _stop(run, phase, state, total)
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
@@ -115,27 +117,30 @@ def record_epoch(
         phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
     )
     console.say(report.epoch_line(entry, phase.config.epochs, rate))
-    return scores["accuracy"] if run.config.checkpoint.best == "accuracy" else -scores["loss"]
+    return _score(run.config, scores)
 
 
-def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
-    config = run.config
-    step = functools.partial(
-        steps.train_step,
-        model=run.model,
-        tx=phase.tx,
-        plan=phase.plan,
-        start=train.start,
-        seed=config.seed,
-        batch_norm_train=phase.config.batch_norm == "train",
-        smoothing=config.loss.label_smoothing,
-        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
-    )
-    console.say("Compiling the training and evaluation steps ...")
+def _score(config, scores):
+    """What ranks an epoch, larger is better, by its `scores` on val."""
+    return scores["accuracy"] if config.checkpoint.best == "accuracy" else -scores["loss"]
+
+
+def is_over(config: ConfigDict, name: str, history: list[dict[str, Any]]) -> bool:
+    """Whether the phase `name` has done all its epochs, or as many as its patience without a better one."""
+    phase, scores = config[name], [_score(config, entry["val"]) for entry in history]
+    if phase.patience and scores and len(scores) - 1 - scores.index(max(scores)) >= phase.patience:
+        return True
+    return len(scores) >= phase.epochs
+
+
+def _compile_train(run, phase, now, state, inputs):
+    """The training step where the plan is `now`; says from where on it trains where that is not the whole phase."""
+    if phase.config.unfreeze_every_epochs:
+        stage = (*now.stages, "the head")[now.cut]
+        console.say(f"{phase.name}: from epoch {len(phase.record['history']) + 1} on {stage} trains ...")
+    tx = optim.make(phase.config, phase.schedule, phase.plan, now)
     with run.clock("compile"):
-        evaluation.prepare(run.model, val, config, run.mesh)
-        shapes = batch_shapes(train.row, config.batch_size)
-        return parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
+        return programs.train(run.config, phase.name, run.model, run.data, run.mesh, tx, now, inputs, state)
 
 
 def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):

@@ -1,6 +1,5 @@
 """The record of a run: the content of `report.json`, and the lines and tables on the terminal."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +36,20 @@ def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
     return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
 
 
-def show_parameters(params: Any, stages: Sequence[str], cut: int) -> None:
-    """Prints trainable and frozen parameters by stage; neighbours of one kind share a row."""
-    sizes = [(stage, params["backbone"][stage], i < cut) for i, stage in enumerate(stages)]
+def show_parameters(params: Any, plan: freeze.Plan) -> None:
+    """Prints trainable and frozen parameters by stage; neighbours on one side of the cut share a row."""
+    parts = freeze.split(params, plan.labels)
     rows: list[list[Any]] = []
-    for stage, tree, frozen in [*sizes, ("head", params["head"], False)]:
-        count = num_parameters(tree)
-        if rows and rows[-1][3] == frozen and stage != "head":
-            rows[-1][1:3] = [stage, rows[-1][2] + count]
+    for i, stage in enumerate(plan.stages):
+        counts = [num_parameters(part["backbone"][stage]) for part in parts]
+        if rows and i != plan.cut:
+            rows[-1][1:] = [stage, *(a + b for a, b in zip(rows[-1][2:], counts, strict=True))]
         else:
-            rows.append([stage, stage, count, frozen])
-    cells = [
-        [a if a == b else f"{a} ... {b}", "" if frozen else f"{count:,}", f"{count:,}" if frozen else ""]
-        for a, b, count, frozen in rows
-    ]
-    totals = [f"{sum(count for _, _, count, frozen in rows if frozen == kind):,}" for kind in (False, True)]
-    console.table("", ["parameters", "trainable", "frozen"], [*cells, ["all", *totals]])
+            rows.append([stage, stage, *counts])
+    for name, trees in (("head", [part["head"] for part in parts]), ("all", parts)):
+        rows.append([name, name, *map(num_parameters, trees)])
+    cells = [[a if a == b else f"{a} ... {b}", *(f"{n:,}" if n else "" for n in counts)] for a, b, *counts in rows]
+    console.table("", ["parameters", "trainable", "frozen"], cells)
 
 
 def num_parameters(tree: Any) -> int:
@@ -83,6 +80,7 @@ def phase_result(
     trainable, frozen = freeze.split(params, plan.labels)
     return {
         "epochs": config.epochs,
+        "stopped_early": len(history) < config.epochs,
         "freeze_until": config.freeze_until,
         "trainable_parameters": num_parameters(trainable),
         "frozen_parameters": num_parameters(frozen),
@@ -147,6 +145,10 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
     console.say("")
     console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
+    for name, phase in report["phases"].items():
+        if (done := len(phase["history"])) < phase["epochs"]:
+            best = phase["best"]["epoch"]
+            console.say(f"{name} stopped early, after epoch {done} of {phase['epochs']}: none since {best} was better.")
     chosen, counts = report["chosen"], report["class_counts"]["val"]
     largest = max(counts, key=counts.__getitem__)
     share = counts[largest] / sum(counts.values())

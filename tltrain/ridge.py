@@ -1,5 +1,6 @@
 """The head of a probe in closed form: ridge regression on pooled features, in place of training."""
 
+import dataclasses
 import time
 
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
     phase.record["seconds"] = seconds
     score = loop.record_epoch(run, phase, total, of_val.scores, seconds, total.count / seconds)
     step = jnp.asarray(phase.steps_per_epoch, jnp.int32)
-    state = steps.TrainState(step, variables["params"], state.batch_stats, state.opt_state)
+    state = dataclasses.replace(state, step=step, params=variables["params"])
     phase.checkpoints.save(phase.steps_per_epoch, state, phase.record, score)
 
 

@@ -87,15 +87,21 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _PHASE_RULES = {
     "epochs": _number(0, math.inf, integer=True),
+    "patience": _number(0, math.inf, integer=True),
     "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all' or None"),
+    "unfreeze_every_epochs": _number(0, math.inf, integer=True),
+    "train_only": _one_of("all", "batch_norm", "bias"),
     "batch_norm": _one_of("inference", "train"),
     "augment": _BOOL,
     "optimizer": _one_of("adam", "adamw", "sgd", "ridge"),
     "learning_rate": _number(0, math.inf),
+    "layer_decay": _number(0.01, 1),
     "schedule": _one_of("constant", "cosine"),
     "warmup_epochs": _number(0, math.inf),
     "momentum": _number(0, 1),
     "weight_decay": _number(0, math.inf),
+    "l2_sp": _number(0, math.inf),
+    "ema": _number(0, 0.999999),
     "clip_norm": _number(0, math.inf),
 }
 RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}

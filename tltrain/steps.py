@@ -14,17 +14,35 @@ from tltrain.models.classifier import Classifier, run_frozen
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes: `step` int32 of this phase, `params`, `batch_stats`, `opt_state`."""
+    """All that training changes: `step` int32 of this phase, `params`, `batch_stats`, `opt_state`, `average`.
+
+    `average` is the moving average of the trainable leaves, a tree like `params` with None elsewhere; None: there is
+    none.
+    """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any
 
 
-def create_state(params: Any, batch_stats: Any, tx: optax.GradientTransformation) -> TrainState:
-    """The state at step 0 of a phase: parameters carried over, optimizer fresh."""
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+def create_state(
+    params: Any, batch_stats: Any, tx: optax.GradientTransformation, plan: freeze.Plan, ema: float
+) -> TrainState:
+    """The state at step 0 of a phase: parameters carried over, optimizer fresh, their average begun at them."""
+    # a copy: the memory of a state is handed on to the next
+    average = jax.tree.map(jnp.array, freeze.split(params, plan.labels)[0]) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+
+
+def variables(state: TrainState) -> dict:
+    """The model that `state` stands for: what is evaluated and handed on. Averaged leaves are those of the average.
+
+    BatchNorm statistics are not averaged twice: they are a moving average already.
+    """
+    params = state.params if state.average is None else freeze.merge(state.average, state.params)
+    return {"params": params, "batch_stats": state.batch_stats}
 
 
 def example_losses(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -60,6 +78,7 @@ def train_step(
     batch_norm_train: bool,
     smoothing: float,
     class_weights: jax.Array,
+    ema: float,
     axis_name: str | None = None,
 ) -> tuple[TrainState, tuple[metrics.Metrics, jax.Array]]:
     """One update of the trainable leaves.
@@ -78,6 +97,7 @@ def train_step(
         batch_norm_train: trainable stages normalise by the batch.
         smoothing: of labels.
         class_weights: float32 `[num_classes]`, factors of each example's loss.
+        ema: share of the old average of the trainable leaves that a step keeps (Polyak & Juditsky 1992); 0: none.
         axis_name: mapped axis over which sums are taken; None where `batch` is global.
 
     Returns:
@@ -98,17 +118,23 @@ def train_step(
     counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))
     grads, counted = _sum_over(axis_name, (grads, counted))
     grads = jax.tree.map(lambda g: g / jnp.maximum(counted.confusion.sum(), 1), grads)
-    params, opt_state = _update(state, tx, grads, trainable, frozen)
-    state = TrainState(state.step + 1, params, batch_stats, opt_state)
+    moved, opt_state = _update(state, tx, grads, trainable, frozen)
+    average = _averaged(state.average, moved, ema) if ema else None
+    state = TrainState(state.step + 1, freeze.merge(moved, frozen), batch_stats, opt_state, average)
     return state, (counted, optax.tree.norm(grads))
 
 
 def _update(state, tx, grads, trainable, frozen):
-    """Applies `tx`; frozen leaves are handed on as they are, so not even the sign of a zero changes."""
+    """Applies `tx` to the trainable leaves; frozen ones it never meets, so not even the sign of a zero changes."""
     zeros = jax.tree.map(lambda leaf: None if leaf is None else jnp.zeros_like(leaf), frozen, is_leaf=_is_none)
     updates, opt_state = tx.update(freeze.merge(grads, zeros), state.opt_state, state.params)
     moved = jax.tree.map(lambda p, u: None if p is None else p + u, trainable, updates, is_leaf=_is_none)
-    return freeze.merge(moved, frozen), opt_state
+    return moved, opt_state
+
+
+def _averaged(average, moved, ema):
+    """The average after a step; a leaf that is frozen so far is the average of itself."""
+    return jax.tree.map(lambda a, p: a if p is None else ema * a + (1 - ema) * p, average, moved, is_leaf=_is_none)
 
 
 def _is_none(x):

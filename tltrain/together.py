@@ -5,6 +5,7 @@ Each run leaves the record that it leaves alone, with its best checkpoint; its s
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,9 +73,13 @@ class _Member:
         self.best: _Best | None = None
         self.error: TltrainError | None = None
 
+    def is_over(self) -> bool:
+        """Whether nothing of what is still trained counts for it."""
+        return self.error is not None or loop.is_over(self.run.config, "probe", self.phase.record["history"])
+
     def end_epoch(self, finished: list[Any], scores: dict[str, Any], state: Any, seconds: float, rate: float) -> None:
         """Records an epoch of `finished` steps; `state` is that of all heads after it."""
-        if self.error is not None:
+        if self.is_over():
             return
         total = metrics.Total(len(self.run.data.class_names))
         step = int(state.step[self.place])
@@ -101,7 +106,7 @@ class _Member:
         assert self.best is not None, "a finished phase has a best epoch"
         run, phase, state = self.run, self.phase, self.best.state
         params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
-        state = steps.TrainState(state.step, params, seed.variables["batch_stats"], state.opt_state)
+        state = dataclasses.replace(state, params=params, batch_stats=seed.variables["batch_stats"])
         phase.record.update(clock=seconds)
         phase.checkpoints.share_frozen(like)
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
@@ -144,7 +149,8 @@ def run(
         with _into(output):
             variables, origin = train.initial_variables(first, model)
         seeds.append(_Seed(variables, origin, Inputs(first, model, data, mesh, clock, stop), output))
-    plan = freeze.plan(seeds[0].variables["params"], model.backbone.stages, config.probe.freeze_until)
+    params, probe = seeds[0].variables["params"], config.probe
+    plan = freeze.plan(params, model.backbone.stages, probe.freeze_until, probe.train_only)
     group = Group(config, data, model, mesh, plan, clock, stop)
     heads = initial(group, [[c for c, _ in row] for row in grid], [seed.variables["params"]["head"] for seed in seeds])
     with contextlib.ExitStack() as stack:
@@ -166,14 +172,13 @@ def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, p
     work.rewind_metrics("probe", 0)
     scalars = Scalars(path / "tensorboard" if config.log.tensorboard else None)
     stack.enter_context(contextlib.closing(scalars))
-    frozen = freeze.prefixes(group.model.backbone.stages, group.plan.cut)
-    checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, frozen)
+    constants = freeze.constants(group.plan)
+    checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, constants)
     stack.enter_context(contextlib.closing(checkpoints))
     schedule = optim.make_schedule(config.probe, group.steps_per_epoch)
-    tx = optim.make(config.probe, schedule, group.plan.labels)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     shared = loop.Run(config, work, group.data, group.model, group.mesh, inputs, scalars, group.clock, group.stop)
-    phase = loop.Phase("probe", config.probe, group.plan, schedule, tx, group.steps_per_epoch, checkpoints, record)
+    phase = loop.Phase("probe", config.probe, group.plan, schedule, group.steps_per_epoch, checkpoints, record)
     return _Member(shared, phase, place)
 
 
@@ -200,6 +205,8 @@ def _train(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence
     heads = parallel.replicate(heads, group.mesh)
     num_images = group.data.splits["train"].num_examples
     for epoch in range(group.config.probe.epochs):
+        if all(member.is_over() for member in members):
+            break
         started = time.perf_counter()
         heads, finished = train_epoch(group, train_step, heads, train_inputs, epoch)
         seconds = (time.perf_counter() - started) / len(members)

@@ -89,31 +89,31 @@ def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict
 def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, Any]]:
     """Trains what is left of a phase; returns the variables that were best on val, and the phase's result."""
     config = run.config[name]
-    plan = freeze.plan(variables["params"], run.model.backbone.stages, config.freeze_until)
+    plan = freeze.plan(variables["params"], run.model.backbone.stages, config.freeze_until, config.train_only)
     num_images = run.data.splits["train"].num_examples
     per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
-    tx = optim.make(config, schedule, plan.labels)
-    state = jax.tree.map(np.asarray, steps.create_state(variables["params"], variables["batch_stats"], tx))
+    tx = optim.make(config, schedule, plan, plan)
+    state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, config.ema)
+    state = jax.tree.map(np.asarray, state)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
-    frozen = freeze.prefixes(run.model.backbone.stages, plan.cut)
-    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, frozen)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
         if (latest := checkpoints.latest()) is not None:
             leaves, record = checkpoints.restore(latest)
             state = with_leaves(state, leaves)
             run.clock.resume(record["clock"])
-        phase = Phase(name, config, plan, schedule, tx, per_epoch, checkpoints, record)
+        phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
         run.work.rewind_metrics(name, int(state.step))
-        if len(record["history"]) < config.epochs:
+        if not loop.is_over(run.config, name, record["history"]):
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
-            report.show_parameters(variables["params"], run.model.backbone.stages, plan.cut)
+            report.show_parameters(variables["params"], plan)
             (ridge.fit if config.optimizer == "ridge" else loop.train)(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
     result = report.phase_result(config, record, best, num_images, state.params, plan)
-    return {"params": state.params, "batch_stats": state.batch_stats}, result
+    return steps.variables(state), result
 
 
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:

@@ -27,11 +27,18 @@ def check(config: ConfigDict) -> None:
     name = config.model.backbone
     if name not in BACKBONES:
         raise ConfigError(f"model.backbone = {name!r} is not known; allowed: {', '.join(BACKBONES)}")
+    stages = BACKBONES[name]().stages
     for phase in PHASES:
         try:
-            freeze.cut(BACKBONES[name]().stages, config[phase].freeze_until)
+            cut = freeze.cut(stages, config[phase].freeze_until)
         except ConfigError as error:
             raise ConfigError(f"{phase}.{error}") from None
+        every, epochs = config[phase].unfreeze_every_epochs, config[phase].epochs
+        if every and 0 < epochs < (needed := freeze.num_epochs_to(cut, len(stages), every)):
+            raise ConfigError(
+                f"{phase}.epochs = {epochs} ends before all {len(stages) - cut} stages after freeze_until train; with "
+                f"unfreeze_every_epochs = {every}; allowed: from {needed} on, or a later freeze_until"
+            )
 
 
 def create(config: ConfigDict, num_classes: int) -> Classifier:
