@@ -69,6 +69,8 @@ CONFLICTS = {
     "decay with adam": ({"probe.weight_decay": 0.1}, "adamw"),
     "long warm-up": ({"probe.warmup_epochs": 6.0}, "at most probe.epochs"),
     "cached and augmented": ({"features.enabled": "on", "probe.augment": True}, "one of them"),
+    "mixed and cached": ({"features.enabled": "on", "probe.cutmix": 1.0}, "images are mixed"),
+    "mixed and stored views": ({"features.augment_views": 2, "probe.mixup": 1.0}, "images are mixed"),
     "leaves of no stage": ({"probe.train_only": "bias"}, "where no stage trains"),
     "rates of no stage": ({"probe.layer_decay": 0.7}, r"probe.layer_decay = 0.7, allowed: 1.0 with freeze_until"),
     "folder and data_dir": ({"data.source": "folder:x", "data.data_dir": "y"}, "with a folder"),

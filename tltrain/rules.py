@@ -92,6 +92,8 @@ _PHASE_RULES = {
     "train_only": _one_of("all", "batch_norm", "bias"),
     "batch_norm": _one_of("inference", "train"),
     "augment": _BOOL,
+    "mixup": _number(0, 100),
+    "cutmix": _number(0, 100),
     "optimizer": _one_of("adam", "adamw", "sgd"),
     "learning_rate": _number(0, math.inf),
     "layer_decay": _number(0.01, 1),

@@ -34,6 +34,7 @@ def kind(config: ConfigDict) -> str | None:
     """What configs of probes that can be trained together have in common; None where `config` is none."""
     probe, options = config.probe, config.features
     stored = options.enabled != "off" and (not probe.augment or options.augment_views)
+    stored = stored and not config_lib.mixes(probe)
     if config.finetune.epochs or probe.freeze_until != "all" or not stored:
         return None
     return repr({key: value for key, value in config_lib.flatten(config).items() if key not in NUMBERS})
