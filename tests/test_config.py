@@ -26,6 +26,7 @@ WRONG = {
     "data.splits": ("train",),
     "data.image_size": (16, 224),
     "data.augment.min_area": 0.0,
+    "data.augment.randaugment": (0, 5),
     "model.dropout": 1.0,
     "model.dtype": "float16",
     "loss.class_weights": "balanced",

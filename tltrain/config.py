@@ -30,6 +30,7 @@ def default() -> ConfigDict:
     augment.vertical_flip = False  # mirror top to bottom, every other image
     augment.min_area = 0.7  # smallest share of the image that a random crop keeps; 1: no crop
     augment.rotation = 10.0  # degrees, at most, to either side
+    augment.randaugment = (0, 0)  # (operations an image, their magnitude 0..10) of RandAugment; (0, 0): none
     augment.color = 0.1  # largest relative change of brightness, contrast and saturation
 
     config.model = model = ConfigDict()

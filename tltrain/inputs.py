@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import console, features, freeze
-from tltrain.data import pipeline, preprocess
+from tltrain.data import augment, pipeline
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
 from tltrain.models.classifier import Classifier
@@ -142,7 +142,7 @@ class Inputs:
             yield progress
 
     def _random(self):
-        return preprocess.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
+        return augment.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
 
     def images(self, split: str, augment: bool = False) -> SplitInputs:
         """`split` from its images."""
