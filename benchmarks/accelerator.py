@@ -103,6 +103,8 @@ def tltrain_steps(dtype, size):
             smoothing=0.0,
             class_weights=jnp.ones(2),
             ema=0.0,
+            mixup=0.0,
+            cutmix=0.0,
         )
         mask, index = np.ones(size, bool), np.arange(size, dtype=np.int32)
         batch = {"inputs": inputs, "label": label, "mask": mask, "index": index}

@@ -10,10 +10,13 @@ from PIL import Image
 
 from tltrain.config import default
 from tltrain.data import pipeline, sources
-from tltrain.data.preprocess import MAX_PIXELS, Augment, load_image
+from tltrain.data.augment import Augment
+from tltrain.data.preprocess import MAX_PIXELS, load_image
 from tltrain.errors import ConfigError, DataError
 
-AUGMENT = Augment(horizontal_flip=True, vertical_flip=True, min_area=0.5, rotation=20.0, color=0.3, seed=1)
+AUGMENT = Augment(
+    horizontal_flip=True, vertical_flip=True, min_area=0.5, rotation=20.0, color=0.3, randaugment=(2, 9), seed=1
+)
 
 
 def encode(image, format="PNG", **options):
@@ -115,7 +118,9 @@ def test_augmentation_is_a_pure_function_of_seed_epoch_and_example():
 
 
 def test_augmentation_at_zero_strength_changes_nothing():
-    still = Augment(horizontal_flip=False, vertical_flip=False, min_area=1.0, rotation=0.0, color=0.0, seed=1)
+    still = Augment(
+        horizontal_flip=False, vertical_flip=False, min_area=1.0, rotation=0.0, color=0.0, randaugment=(0, 0), seed=1
+    )
     plain = load_image(encode(picture()), (32, 32), "stretch")
     np.testing.assert_array_equal(load_image(encode(picture()), (32, 32), "stretch", still, (1, 2)), plain)
 

@@ -18,7 +18,8 @@ from test_train import run
 from tltrain import features, parallel, store
 from tltrain.config import default
 from tltrain.data import import_tensorflow, pipeline, sources, tfds_source
-from tltrain.data.preprocess import Augment, load_image
+from tltrain.data.augment import Augment
+from tltrain.data.preprocess import load_image
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import run_frozen
@@ -63,13 +64,14 @@ def name_of(config, cut=3, **options):
 
 def test_what_changes_the_numbers_changes_the_store_and_nothing_else_does(tiny):
     name = name_of(tiny)
-    augment = Augment(True, False, 0.7, 0.0, 0.0, seed=0)
+    augment = Augment(True, False, 0.7, 0.0, 0.0, (0, 0), seed=0)
     names = {name, name_of(tiny, 2), name_of(tiny, augment=augment), name_of(tiny, augment=augment, view=1)}
+    names.add(name_of(tiny, augment=Augment(True, False, 0.7, 0.0, 0.0, (2, 9), seed=0)))
     for key, value in CHANGES.items():
         other = tiny.copy_and_resolve_references()
         other.update_from_flattened_dict({key: value})
         names.add(name_of(other))
-    assert len(names) == 4 + len(CHANGES)
+    assert len(names) == 5 + len(CHANGES)
     tiny.update_from_flattened_dict({"probe.learning_rate": 1.0, "model.dropout": 0.5, "finetune.epochs": 9})
     assert name_of(tiny) == name
 

@@ -63,6 +63,8 @@ def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, **phase_optio
         smoothing=0.1,
         class_weights=jnp.ones(3),
         ema=phase.ema,
+        mixup=phase.mixup,
+        cutmix=phase.cutmix,
     )
     return step, steps.create_state(variables["params"], variables["batch_stats"], tx, plan, phase.ema), now
 
@@ -176,8 +178,9 @@ def test_training_from_stored_activations_equals_training_from_images(cut):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_masked_rows_change_nothing():
-    step, state, _ = step_of("block_1", batch_norm_train=False)
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 1.0}], ids=str)
+def test_masked_rows_change_nothing(mixing):
+    step, state, _ = step_of("block_1", batch_norm_train=False, **mixing)
     batch = batch_of()
     other = batch | {"inputs": batch["inputs"].copy(), "label": batch["label"].copy()}
     other["inputs"][-1] = 255 - other["inputs"][-1]

@@ -31,9 +31,25 @@ print(json.dumps(results))
 """
 
 
-def test_eight_devices_agree_with_one(tiny, tmp_path):
+VARIANTS = {
+    "plain": {"probe.epochs": 1},
+    "strategies": {
+        "probe.epochs": 0,
+        "finetune.mixup": 0.4,
+        "finetune.cutmix": 1.0,
+        "finetune.ema": 0.5,
+        "finetune.layer_decay": 0.7,
+        "finetune.l2_sp": 0.1,
+        "finetune.train_only": "batch_norm",
+        "loss.label_smoothing": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_eight_devices_agree_with_one(tiny, tmp_path, variant):
     """By SGD: Adam would turn the rounding of a gradient near zero into a step of full size."""
-    tiny.probe.epochs = 1
+    tiny.update_from_flattened_dict(VARIANTS[variant])
     tiny.batch_size = 16
     tiny.model.dropout = 0.3
     tiny.finetune.update(batch_norm="train", optimizer="sgd", learning_rate=1e-2, clip_norm=1.0)

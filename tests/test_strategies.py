@@ -235,6 +235,36 @@ def test_patience_counts_by_the_score_that_ranks_checkpoints(case, best):
     assert loop.is_over(config, "probe", history) == ended
 
 
+def test_finetune_starts_from_the_best_head_of_the_probe_and_the_pretrained_backbone(tiny, tmp_path):
+    """LP-FT (Kumar et al. 2022, arXiv 2202.10054), seen where fine-tuning moves nothing."""
+    tiny.probe.update(epochs=3, learning_rate=1e-9)
+    tiny.finetune.learning_rate = 0.0
+    result = run(tiny, tmp_path / "run")
+    assert result["phases"]["probe"]["best"]["epoch"] == 1
+    best, last = (leaves_of(tmp_path / "run", "probe", which) for which in ("best", "latest"))
+    tuned = leaves_of(tmp_path / "run")
+    np.testing.assert_array_equal(tuned["params.head.kernel"], best["params.head.kernel"])
+    assert not np.array_equal(best["params.head.kernel"], last["params.head.kernel"])
+    pretrained = zoo.init(zoo.create(tiny, 2), tiny.seed, None)["params"]["backbone"]
+    for path, leaf in jax.tree.leaves_with_path(pretrained):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        np.testing.assert_array_equal(tuned[f"params.backbone.{name}"], leaf)
+
+
+def test_a_run_of_all_strategies_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_path):
+    tiny.probe.epochs = 0
+    tiny.data.augment.randaugment = (2, 9)
+    tiny.finetune.update(epochs=3, unfreeze_every_epochs=1, layer_decay=0.7, l2_sp=0.1, ema=0.9, patience=5)
+    tiny.finetune.update(mixup=0.4, cutmix=1.0, augment=True, learning_rate=1e-3, batch_norm="train")
+    run(tiny, tmp_path / "whole")
+    for polls in (2, 8, 3):  # 7 an epoch, with its evaluation
+        left = iter([False] * polls)
+        with pytest.raises(TerminatedError):
+            run(tiny, tmp_path / "stopped", stop=lambda left=left: next(left, True))
+    run(tiny, tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):
     tiny.probe.epochs = 0
     tiny.finetune.train_only = "bias"

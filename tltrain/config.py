@@ -31,6 +31,7 @@ def default() -> ConfigDict:
     augment.vertical_flip = False  # mirror top to bottom, every other image
     augment.min_area = 0.7  # smallest share of the image that a random crop keeps; 1: no crop
     augment.rotation = 10.0  # degrees, at most, to either side
+    augment.randaugment = (0, 0)  # (operations an image, their magnitude 0..10) of RandAugment; (0, 0): none
     augment.color = 0.1  # largest relative change of brightness, contrast and saturation
 
     config.model = model = ConfigDict()
@@ -68,14 +69,14 @@ def default() -> ConfigDict:
 def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) -> ConfigDict:
     phase = ConfigDict()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
-    phase.patience = (
-        0  # so many epochs without a better one on val end it; its schedule is still that of `epochs`; 0: none
-    )
+    phase.patience = 0  # so many epochs without a better one on val end it, its schedule cut short; 0: none do
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
     phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
     phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
     phase.augment = augment  # random augmentation of the training images
+    phase.mixup = 0.0  # alpha: two images and their labels are blended, the share drawn from Beta(alpha, alpha); 0: off
+    phase.cutmix = 0.0  # alpha: a box of one image is pasted into another; with mixup, one of the two a step; 0: off
     phase.optimizer = "adam"  # "adam" | "adamw" | "sgd" | "ridge": the head of a probe in closed form
     phase.learning_rate = learning_rate  # at its peak, a step
     phase.layer_decay = 1.0  # the rate of a stage is that of the one above it times this; the head has the whole rate
@@ -87,6 +88,11 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.ema = 0.0  # share of the old average a step keeps; the average is then the phase's model; 0: no average
     phase.clip_norm = 0.0  # largest global norm of the trainable gradients; 0: not clipped
     return phase
+
+
+def mixes(phase: ConfigDict) -> bool:
+    """Whether the training images of `phase` are mixed with each other."""
+    return bool(phase.mixup or phase.cutmix)
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
@@ -146,6 +152,11 @@ def _conflicts(config) -> list[str]:
             problems.append(
                 f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
                 "or both with features.augment_views > 0"
+            )
+        if mixes(phase) and phase.epochs and (config.features.enabled == "on" or config.features.augment_views):
+            problems.append(
+                f"{name}.mixup = {phase.mixup} and {name}.cutmix = {phase.cutmix}, allowed: 0 with "
+                "features.enabled = 'on' or features.augment_views > 0: images are mixed, not what is stored of them"
             )
         problems += [
             f"{name}.{key} = {phase[key]!r}, allowed: {off!r} with freeze_until = 'all', where no stage trains"

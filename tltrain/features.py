@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from tltrain import console, forward, store
 from tltrain.data import begin_import, pipeline
-from tltrain.data.preprocess import Augment
+from tltrain.data.augment import Augment
 from tltrain.data.split import Split
 from tltrain.download import cache_dir
 from tltrain.errors import WorkdirError

@@ -102,6 +102,8 @@ def _train_step(heads, batch, *, group: Group, axis_name: str | None = None):
             smoothing=config.loss.label_smoothing,
             class_weights=class_weights,
             ema=config.probe.ema,
+            mixup=0.0,
+            cutmix=0.0,
             axis_name=axis_name,
         )
         return head.replace(state=state), result

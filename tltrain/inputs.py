@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import console, features, freeze
-from tltrain.data import pipeline, preprocess
+from tltrain.data import augment, pipeline
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
 from tltrain.models.classifier import Classifier
@@ -63,30 +63,36 @@ class Inputs:
 
     def of_phase(self, name: str, split: str, variables: dict) -> SplitInputs:
         """What phase `name` sees of `split`; computes and stores activations first where that is due, and says so."""
-        augment = split == "train" and self._config[name].augment
-        reason = self._why_images(name, augment)
+        train = split == "train"
+        augment = train and self._config[name].augment
+        reason = self._why_images(name, train)
         try:
             found = None if reason else self._stored(name, split, augment, variables)
         except features.NoSpaceError as error:
             if self._config.features.enabled == "on":
                 raise
             found, reason = None, str(error)
-        if split == "train" or (reason and not self._why_images(name, False)):
+        if train or (reason and not self._why_images(name, False)):
             place = features.place(self._model, self._plans[name])
             seen = f"stored {place}: {_size(found)}" if found else f"images; {reason}"
             console.say(f"{name}: {split} from {seen}")
         return found or self.images(split, augment)
 
-    def _why_images(self, name, augment):
-        """Why a phase sees images; "" where stored activations will do."""
+    def _why_images(self, name, train):
+        """Why a phase sees images, of its training split where `train`; "" where stored activations will do."""
         options = self._config.features
         if options.enabled == "off":
             return "features.enabled is 'off'"
         if not self._plans[name]:
             return "nothing is frozen"
-        if augment and not options.augment_views:
+        if train and config_lib.mixes(self._config[name]):
+            return f"{name}.mixup and cutmix mix images"
+        if train and self._config[name].augment and not options.augment_views:
             return f"{name}.augment is random; features.augment_views = K would store K views of each"
         return ""
+
+    def _sees_random(self, name):
+        return self._config[name].augment or config_lib.mixes(self._config[name])
 
     def _stored(self, name, split, augment, variables):
         cut, num_views = self._plans[name], self._config.features.augment_views
@@ -110,7 +116,7 @@ class Inputs:
         cuts = {
             self._plans[name]
             for name in self._plans
-            if self._plans[name] and not (split == "train" and self._config[name].augment)
+            if self._plans[name] and not (split == "train" and self._sees_random(name))
         }
         base = None
         for earlier in sorted(c for c in cuts if c < cut):
@@ -137,7 +143,7 @@ class Inputs:
             yield progress
 
     def _random(self):
-        return preprocess.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
+        return augment.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)
 
     def images(self, split: str, augment: bool = False) -> SplitInputs:
         """`split` from its images."""

@@ -77,6 +77,20 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, mode: str, depth: int = 2) -> I
     yield from waiting
 
 
+def reverse(tree: Any, axis_name: str | None) -> Any:
+    """The rows of a global batch from last to first, within a step.
+
+    Args:
+        tree: of arrays `[B, ...]`: the global batch, or where there is an `axis_name` this device's part of it.
+        axis_name: mapped axis along which the batch is divided; None where it is not.
+    """
+    tree = jax.tree.map(lambda x: x[::-1], tree)
+    if axis_name is None:
+        return tree
+    count = jax.lax.axis_size(axis_name)
+    return jax.lax.ppermute(tree, axis_name, [(i, count - 1 - i) for i in range(count)])
+
+
 def compile_step(
     step: Callable[..., tuple[Any, Any]],
     state: Any,

@@ -40,6 +40,8 @@ def train(
         batch_norm_train=config[name].batch_norm == "train",
         smoothing=config.loss.label_smoothing,
         ema=config[name].ema,
+        mixup=config[name].mixup,
+        cutmix=config[name].cutmix,
         class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, data)),
     )
     shapes = batch_shapes(inputs.row, config.batch_size)

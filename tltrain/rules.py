@@ -24,6 +24,7 @@ def _number(low, high, integer=False):
     return holds, f"{'an integer' if integer else 'a number'} {bounds}"
 
 
+_COUNT = _number(1, math.inf, integer=True)
 _BOOL = (lambda v: isinstance(v, bool), "True or False")
 _TEXT = (lambda v: isinstance(v, str), "a string")
 _SPLITS = (
@@ -33,6 +34,10 @@ _SPLITS = (
 _SIZE = (
     lambda v: isinstance(v, tuple) and len(v) == 2 and all(isinstance(n, int) and 32 <= n <= 4096 for n in v),
     "a tuple (height, width), each from 32 to 4096 pixels",
+)
+_RANDAUGMENT = (
+    lambda v: v == (0, 0) or (isinstance(v, tuple) and len(v) == 2 and _COUNT[0](v[0]) and _number(0, 10)[0](v[1])),
+    "(0, 0), or a tuple (operations from 1 on, magnitude from 0 to 10)",
 )
 _SOURCE = (
     lambda v: isinstance(v, str) and v.split(":", 1)[0] in ("tfds", "folder") and bool(v.partition(":")[2]),
@@ -67,6 +72,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.augment.min_area": _number(0.01, 1),
     "data.augment.rotation": _number(0, 180),
     "data.augment.color": _number(0, 1),
+    "data.augment.randaugment": _RANDAUGMENT,
     "model.backbone": _TEXT,
     "model.weights": (lambda v: isinstance(v, str) and bool(v), "'imagenet', 'random' or the path of a Keras .h5"),
     "model.head": _one_of("auto", "sigmoid", "softmax"),
@@ -93,6 +99,8 @@ _PHASE_RULES = {
     "train_only": _one_of("all", "batch_norm", "bias"),
     "batch_norm": _one_of("inference", "train"),
     "augment": _BOOL,
+    "mixup": _number(0, 100),
+    "cutmix": _number(0, 100),
     "optimizer": _one_of("adam", "adamw", "sgd", "ridge"),
     "learning_rate": _number(0, math.inf),
     "layer_decay": _number(0.01, 1),

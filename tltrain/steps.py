@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tltrain import freeze, metrics
+from tltrain import freeze, metrics, mix
 from tltrain.data.pipeline import Batch
 from tltrain.models.classifier import Classifier, run_frozen
+
+_OF_BATCH = 2**31  # what no index of an example is: folded into a step's key for what all of its batch share
 
 
 @flax.struct.dataclass
@@ -54,6 +56,17 @@ def example_losses(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) 
     return optax.softmax_cross_entropy(logits, target)
 
 
+def _batch_losses(logits, batch, smoothing, class_weights):
+    """Weighted losses `[B]`; of a mixed batch those for both labels of a row, by their share."""
+
+    def losses(label):
+        return example_losses(logits, label, smoothing) * class_weights[label]
+
+    if "other" not in batch:
+        return losses(batch["label"])
+    return batch["share"] * losses(batch["label"]) + (1 - batch["share"]) * losses(batch["other"])
+
+
 def predicted_class(logits: jax.Array) -> jax.Array:
     """int32 `[B]` of `logits` `[B, D]`."""
     if logits.shape[-1] == 1:
@@ -79,6 +92,8 @@ def train_step(
     smoothing: float,
     class_weights: jax.Array,
     ema: float,
+    mixup: float,
+    cutmix: float,
     axis_name: str | None = None,
 ) -> tuple[TrainState, tuple[metrics.Metrics, jax.Array]]:
     """One update of the trainable leaves.
@@ -98,20 +113,26 @@ def train_step(
         smoothing: of labels.
         class_weights: float32 `[num_classes]`, factors of each example's loss.
         ema: share of the old average of the trainable leaves that a step keeps (Polyak & Juditsky 1992); 0: none.
+        mixup: alpha of mixup, as for `mix.mixed`; like `cutmix` it needs pixels, and accuracy is then counted against
+            the label of the larger weight.
+        cutmix: alpha of CutMix.
         axis_name: mapped axis over which sums are taken; None where `batch` is global.
 
     Returns:
         The new state, and the metrics before the update with the global norm of the trainable gradients.
     """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
+    if mixup or cutmix:
+        batch = mix.mixed(batch, jax.random.fold_in(key, _OF_BATCH), mixup, cutmix, axis_name)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     inputs = run_frozen(model, variables, batch["inputs"], start, plan.cut)
-    keys = _example_keys(seed, state.step, batch["index"])
     trainable, frozen = freeze.split(state.params, plan.labels)
 
     def summed_loss(trainable):
         variables = {"params": freeze.merge(trainable, frozen), "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, inputs, plan.cut, batch_norm_train, keys, mutable=["batch_stats"])
-        losses = example_losses(logits, batch["label"], smoothing) * class_weights[batch["label"]]
+        losses = _batch_losses(logits, batch, smoothing, class_weights)
         return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, updated.get("batch_stats", {}))
 
     grads, (logits, losses, batch_stats) = jax.grad(summed_loss, has_aux=True)(trainable)
@@ -139,11 +160,6 @@ def _averaged(average, moved, ema):
 
 def _is_none(x):
     return x is None
-
-
-def _example_keys(seed, step, index):
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 def _sum_over(axis_name, tree):

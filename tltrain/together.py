@@ -35,6 +35,7 @@ def kind(config: ConfigDict) -> str | None:
     probe, options = config.probe, config.features
     stored = options.enabled != "off" and (not probe.augment or options.augment_views)
     alone = config.data.shots or probe.optimizer == "ridge"  # the examples follow from the seed; there are no steps
+    stored = stored and not config_lib.mixes(probe)
     if config.finetune.epochs or probe.freeze_until != "all" or not stored or alone:
         return None
     return repr({key: value for key, value in config_lib.flatten(config).items() if key not in NUMBERS})

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tltrain.data import import_tensorflow
-from tltrain.data.preprocess import Augment, load_image
+from tltrain.data.augment import Augment
+from tltrain.data.preprocess import load_image
 from tltrain.data.split import Split
 from tltrain.errors import DataError
 

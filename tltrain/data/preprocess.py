@@ -5,25 +5,14 @@ files of unknown origin. The result is uint8; the scaling a backbone expects hap
 """
 
 import io
-from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tltrain.data.augment import Augment, distorted, random_box
 
 MAX_PIXELS = 100_000_000  # of an image file; a larger one is refused from its header
 Image.MAX_IMAGE_PIXELS = None  # the check of Pillow, which only warns, is replaced by ours
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Strengths of random augmentation; see `config.data.augment`. All draws follow from `seed`, epoch and example."""
-
-    horizontal_flip: bool
-    vertical_flip: bool
-    min_area: float
-    rotation: float
-    color: float
-    seed: int
 
 
 def load_image(
@@ -81,36 +70,5 @@ def _resize(image, size, resize, box=None):
 
 
 def _augmented(image, size, resize, augment, rng):
-    image = _resize(image, size, resize, _random_box(image.size, augment.min_area, rng))
-    flips = rng.random(2) < 0.5
-    if augment.horizontal_flip and flips[0]:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if augment.vertical_flip and flips[1]:
-        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    angle, *factors = rng.uniform(-1, 1, 4)
-    if augment.rotation:
-        image = _rotate(image, angle * augment.rotation)
-    if augment.color:
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for enhancer, factor in zip(enhancers, factors, strict=True):
-            image = enhancer(image).enhance(1 + factor * augment.color)
-    return np.asarray(image)
-
-
-def _random_box(size, min_area, rng):
-    """A random box in an image of `size`, with `min_area` to 1 of its area and its aspect ratio times 3/4 to 4/3."""
-    area, ratio = rng.uniform(min_area, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    x, y = rng.random(2)
-    width = min(np.sqrt(area * ratio), 1.0) if min_area < 1 else 1.0
-    height = min(area / width, 1.0)
-    left, top = x * (1 - width), y * (1 - height)
-    box = (left, top, left + width, top + height)
-    return tuple(min(float(b) * n, n) for b, n in zip(box, size * 2, strict=True))
-
-
-def _rotate(image, angle):
-    """Rotates about the centre; the corners are filled by reflection."""
-    border = round(0.21 * max(image.size))  # (sqrt(2) - 1) / 2: what a rotation can uncover
-    padded = np.pad(np.asarray(image), ((border, border), (border, border), (0, 0)), mode="reflect")
-    turned = Image.fromarray(padded).rotate(angle, Image.Resampling.BILINEAR)
-    return turned.crop((border, border, border + image.width, border + image.height))
+    image = _resize(image, size, resize, random_box(image.size, augment.min_area, rng))
+    return np.asarray(distorted(image, augment, rng))
