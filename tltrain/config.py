@@ -131,6 +131,9 @@ def validate(config: ConfigDict) -> None:
 # keys that say how stages train, each where it does nothing
 _OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0}
 
+# what a head in closed form is solved with
+_OF_RIDGE = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
+
 
 def _conflicts(config) -> list[str]:
     problems = []
@@ -140,10 +143,9 @@ def _conflicts(config) -> list[str]:
         phase = config[name]
         if phase.optimizer == "adam" and phase.weight_decay:
             problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with adam; use adamw for decay")
-        if phase.optimizer == "ridge" and (phase.freeze_until, phase.epochs, phase.augment) != ("all", 1, False):
-            problems.append(
-                f"{name}.optimizer = 'ridge', allowed: with freeze_until = 'all', epochs = 1, augment = False"
-            )
+        if phase.optimizer == "ridge" and any(phase[key] != value for key, value in _OF_RIDGE.items()):
+            wanted = ", ".join(f"{name}.{key} = {value!r}" for key, value in _OF_RIDGE.items())
+            problems.append(f"{name}.optimizer = 'ridge', allowed: with {wanted}")
         if phase.optimizer == "ridge" and not phase.weight_decay:
             problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
         if phase.warmup_epochs > phase.epochs > 0:
