@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a file imports only files below it in this list
 ORDER = (
-    "main sweep table together heads train predict evaluate command ridge loop evaluation programs inputs features "
-    "forward store finished steps mix optim report tensorboard workdir checkpoint parallel "
+    "main find_lr sweep table together heads train predict evaluate command ridge loop evaluation programs inputs "
+    "features forward store finished steps mix optim report tensorboard workdir checkpoint parallel "
     "data.pipeline data.sources data.folder_source data.tfds_source data.split data.preprocess data.augment data "
     "console models.zoo freeze weights download models.classifier models.mobilenet_v2 models.backbone models.layers "
     "metrics config rules errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
-HOMES |= {"absl": ("command", "sweep")}
+HOMES |= {"absl": ("command", "sweep", "find_lr")}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
 
 

@@ -69,7 +69,7 @@ def default() -> ConfigDict:
 def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) -> ConfigDict:
     phase = ConfigDict()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
-    phase.patience = 0  # so many epochs without a better one on val end it, its schedule cut short; 0: none do
+    phase.patience = 0  # ends after so many epochs without a better one; schedules keep their planned length; 0: never
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
     phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
     phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always

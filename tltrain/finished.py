@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tltrain import config as config_lib
 from tltrain import freeze, steps
 from tltrain.checkpoint import Checkpoints, with_leaves
-from tltrain.errors import WorkdirError
+from tltrain.errors import WeightsError, WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.workdir import read_json
@@ -49,13 +49,24 @@ def load(path: Path) -> Finished:
     class_names = tuple(report["class_names"])
     model = zoo.create(config, len(class_names))
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
-    chosen = config[phase]
-    shapes = zoo.shapes(model)
-    plan = freeze.plan(shapes["params"], model.backbone.stages, chosen.freeze_until, chosen.train_only)
+    cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
+    return Finished(path, config, class_names, model, model_of(path, config, model, phase, step), phase, cut, report)
+
+
+def model_of(path: Path, config: ConfigDict, model: Classifier, phase: str, step: int | None = None) -> dict:
+    """The variables of a finished phase of the run of `config` in `path`, after `step`, None: where it was best on val.
+
+    Raises:
+        WeightsError: the checkpoint is missing or damaged.
+    """
+    options, shapes = config[phase], zoo.shapes(model)
+    plan = freeze.plan(shapes["params"], model.backbone.stages, options.freeze_until, options.train_only)
     folder = path / "checkpoints" / phase
     with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
+        step = checkpoints.best() if step is None else step
+        if step is None:
+            raise WeightsError(f"no sound checkpoint of {phase}; in {folder}; start in a new workdir")
         leaves, _ = checkpoints.restore(step)
-    average = freeze.split(shapes["params"], plan.labels)[0] if chosen.ema else None
+    average = freeze.split(shapes["params"], plan.labels)[0] if options.ema else None
     like = steps.TrainState(jnp.int32(step), shapes["params"], shapes["batch_stats"], (), average)
-    variables = steps.variables(with_leaves(like, leaves))
-    return Finished(path, config, class_names, model, variables, phase, plan.cut, report)
+    return steps.variables(with_leaves(like, leaves))

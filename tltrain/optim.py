@@ -26,10 +26,11 @@ def make_schedule(phase: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make(
     phase: ConfigDict, schedule: optax.Schedule, plan: freeze.Plan, now: freeze.Plan
 ) -> optax.GradientTransformation:
-    """The optimizer of a tree labelled `"trainable"` and `"frozen"` by `plan`, as it is while `now` is frozen.
+    """The optimizer of a tree labelled `"trainable"` and `"frozen"` by `plan`, of which `now` trains.
 
-    The state's structure follows `plan` alone. With gradual unfreezing each stage has a state of its own, which does
-    not move, nor does its count of steps, before the stage trains; the schedule counts the steps of the phase.
+    The state's structure follows `plan` alone. With gradual unfreezing (`freeze.at_epoch`) each stage has a state of
+    its own, which does not move, nor does its count of steps, before the stage trains; schedules count the steps of the
+    phase.
 
     Frozen leaves get no update and no slots. Clipping and weight decay stand inside the trainable branch, so neither
     sees a frozen leaf; decay spares leaves of fewer than two axes (norms and biases).
@@ -94,7 +95,11 @@ def _by_stage(inner, plan, now):
 
 
 def _by_depth(decay, stages):
-    """Scales updates by `decay` to the power of their depth below the head, as ELECTRA and BEiT do."""
+    """Scales updates by `decay` to the power of their depth below the head, the last stage's being 1.
+
+    As ELECTRA (Clark et al. 2020, arXiv 2003.10555) and BEiT (Bao et al. 2021, arXiv 2106.08254) do by layer; the
+    discriminative rates of ULMFiT.
+    """
     factors = {stage: decay ** (len(stages) - i) for i, stage in enumerate(stages)}
 
     def scale(updates, _):

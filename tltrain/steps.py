@@ -106,9 +106,9 @@ def train_step(
         batch: the global batch; its inputs are pixels where `start` is 0, else activations before stage `start`.
         model: the classifier.
         tx: optimizer over all of `params`, labelled as `plan` says.
-        plan: what is frozen.
+        plan: what is frozen in this step.
         start: first stage to run, at most `plan.cut`.
-        seed: of dropout.
+        seed: of dropout and of mixing.
         batch_norm_train: trainable stages normalise by the batch.
         smoothing: of labels.
         class_weights: float32 `[num_classes]`, factors of each example's loss.
