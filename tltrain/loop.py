@@ -111,26 +111,48 @@ def record_epoch(
 
 
 def _compile(run, phase, state, train: SplitInputs, val: SplitInputs):
-    config, size = run.config, run.config.batch_size
+    console.say("Compiling the training and evaluation steps ...")
+    config, model, mesh = run.config, run.model, run.mesh
+    with run.clock("compile"):
+        step = compile_train_step(config, phase.name, run.data, model, mesh, phase.plan, phase.tx, state, train)
+        return step, compile_eval_step(config, model, mesh, state, val)
+
+
+def compile_train_step(
+    config: ConfigDict,
+    name: str,
+    data: Data,
+    model: Classifier,
+    mesh: Mesh,
+    plan: freeze.Plan,
+    tx: optax.GradientTransformation,
+    state: steps.TrainState,
+    inputs: SplitInputs,
+) -> Any:
+    """The training step of phase `name`, compiled for batches of `inputs`; `state` may hold arrays or shapes."""
     step = functools.partial(
         steps.train_step,
-        model=run.model,
-        tx=phase.tx,
-        plan=phase.plan,
-        start=train.start,
+        model=model,
+        tx=tx,
+        plan=plan,
+        start=inputs.start,
         seed=config.seed,
-        batch_norm_train=phase.config.batch_norm == "train",
+        batch_norm_train=config[name].batch_norm == "train",
         smoothing=config.loss.label_smoothing,
-        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, run.data)),
+        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, data)),
     )
-    val_step = functools.partial(steps.eval_step, model=run.model, start=val.start)
+    shapes = inputs.batch_shapes(config.batch_size)
+    return parallel.compile_step(step, state, shapes, mesh, config.parallel, donate=True)
+
+
+def compile_eval_step(
+    config: ConfigDict, model: Classifier, mesh: Mesh, state: steps.TrainState, inputs: SplitInputs
+) -> Any:
+    """The evaluation step for the variables of `state`, compiled for batches of `inputs`."""
+    step = functools.partial(steps.eval_step, model=model, start=inputs.start)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    console.say("Compiling the training and evaluation steps ...")
-    with run.clock("compile"):
-        shapes = train.batch_shapes(size)
-        compiled = parallel.compile_step(step, state, shapes, run.mesh, config.parallel, donate=True)
-        shapes = val.batch_shapes(size)
-        return compiled, parallel.compile_step(val_step, variables, shapes, run.mesh, config.parallel, per_example=True)
+    shapes = inputs.batch_shapes(config.batch_size)
+    return parallel.compile_step(step, variables, shapes, mesh, config.parallel, per_example=True)
 
 
 def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):
