@@ -28,11 +28,12 @@ _LIMIT = flags.DEFINE_integer("limit", 0, "Look at so many images of each split;
 _JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
 
 SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
-    "Config": (settings.check_values,),
+    "Config": (settings.check_names,),
     "Machine": (machine.check_devices, machine.check_workdir),
     "Data": (data.check_counts, data.check_files, data.check_duplicates),
     "Weights": (weights.check_weights,),
     "Pixels": (pixels.check_pixels,),
+    "Recipe": (settings.check_recipe,),
     "Cost": (memory.check_memory, memory.check_disk, seconds.check_seconds),
 }
 

@@ -21,7 +21,7 @@ from tltrain.models.backbone import Backbone, scale_pixels
 # right one is 1.7 to 3.8 times nearer than /255, 2.2 to 5.5 times nearer than values scaled twice, and of the cats and
 # dogs, which have colours, 1.27 to 1.37 times nearer than swapped channels
 _CLEARLY, _SLIGHTLY = 1.5, 1.15
-_SWAPPED, _STRETCHED = "red and blue swapped", "stretched to 0..255"
+SWAPPED, STRETCHED = "red and blue swapped", "stretched to 0..255"
 _MIN_SAMPLE = 64  # images, of fewer the statistics vary as much as swapped channels differ
 
 
@@ -49,14 +49,14 @@ def _fit(case, found):
     shown = ", ".join(f"{name} {distance:.2f}" for name, distance in found.items())
     measured = f"distance to the statistics of the first BatchNorm layer (0: as in its training): {shown}"
     ours, best = found["as configured"], min(found, key=found.__getitem__)
-    if best == _STRETCHED and found[best] * _CLEARLY < ours:
+    if best == STRETCHED and found[best] * _CLEARLY < ours:
         yield problem(
             f"the values of the files are scaled already, or of fewer bits; {measured}; save them as 0..255",
             DataError.exit_code,
         )
     elif found[best] * _CLEARLY < ours and case.config.data.pixels == "backbone":
         yield advice(f"the images fit better as {best}; {measured}; are the files what they should be?")
-    elif found[_SWAPPED] * _SLIGHTLY < ours and len(case.sample) >= _MIN_SAMPLE:
+    elif found[SWAPPED] * _SLIGHTLY < ours and len(case.sample) >= _MIN_SAMPLE:
         yield advice(
             f"red and blue seem to be swapped in the files (or their subjects are bluer than most); {measured}; look "
             "at one in a viewer"
@@ -97,9 +97,9 @@ def distances(backbone: Backbone, variables: dict, sample: np.ndarray, pixels: s
     x = jnp.asarray(sample, jnp.float32)
     seen = {
         "as configured": scale_pixels(x, pixels, jnp.float32),
-        _SWAPPED: scale_pixels(x[..., ::-1], pixels, jnp.float32),
+        SWAPPED: scale_pixels(x[..., ::-1], pixels, jnp.float32),
         "scaled twice": scale_pixels(x / 255, pixels, jnp.float32),
-        _STRETCHED: scale_pixels(x * (255 / np.maximum(sample.max(), 1)), pixels, jnp.float32),
+        STRETCHED: scale_pixels(x * (255 / np.maximum(sample.max(), 1)), pixels, jnp.float32),
     }
     seen |= {f"{kind!r}": scale_pixels(x, kind, jnp.float32) for kind in ("tf", "unit", "caffe") if kind != pixels}
     return {name: float(distance(scaled)) for name, scaled in seen.items()}

@@ -39,8 +39,14 @@ def check_keys(config: ConfigDict) -> Iterator[Finding]:
         yield fine(f"all {len(config_lib.RULES)} keys are known, and their values are allowed")
 
 
-def check_values(case: Case) -> Iterator[Finding]:
-    """What experience says about the values of a config."""
+def check_names(case: Case) -> Iterator[Finding]:
+    """Names of the backbone and of its stages."""
+    stages = case.backbone.stages
+    yield fine(f"{case.config.model.backbone} has {len(stages)} stages, {stages[0]} to {stages[-1]}")
+
+
+def check_recipe(case: Case) -> Iterator[Finding]:
+    """What experience says about values that are allowed."""
     config, backbone = case.config, case.backbone
     phases = [name for name in config_lib.PHASES if config[name].epochs]
     if min(config.data.image_size) < min(backbone.input_size) / 2:
