@@ -124,7 +124,7 @@ def test_a_planted_fault_is_found(fault, tiny, root, tmp_path):
 
 SETTINGS = {
     "fast fine-tune": ({"finetune.learning_rate": 1e-2}, "a tenth or less"),
-    "augmented": ({"finetune.augment": True}, "features.augment_views = 1"),
+    "augmented": ({"finetune.augment": True, "finetune.epochs": 3}, "features.augment_views = 3"),
     "slow statistics": ({"finetune.batch_norm": "train"}, "batch_norm_momentum = 0.9"),
     "small batch": ({"finetune.batch_norm": "train"}, "statistics of so few images"),
     "no probe": ({"probe.epochs": 0, "model.weights": "x.h5"}, "Kumar et al. 2022"),

@@ -20,7 +20,7 @@ import tltrain
 from tltrain import command, console
 from tltrain.checks import data, machine, memory, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
-from tltrain.checks.finding import LEVELS, Finding, advice, of_error
+from tltrain.checks.finding import LEVELS, Finding, advice, fine, of_error
 from tltrain.errors import TerminatedError, TltrainError
 
 _FILE_WIDTH = 120  # characters of a line where there is no terminal
@@ -100,7 +100,7 @@ def show(section: str, findings: list[Finding]) -> None:
     console.say(f"\n{section}")
     width = shutil.get_terminal_size((_FILE_WIDTH, 0)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
-    for finding in findings:
+    for finding in findings or [fine("nothing to say")]:
         console.say(wrap.fill(f"  {finding.level:8} {finding.text}"))
 
 

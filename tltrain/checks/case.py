@@ -21,7 +21,7 @@ from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.classifier import Classifier
 
-_SAMPLE = 128  # images whose pixels are looked at
+_SAMPLE, _MIN_SAMPLE = 128, 32  # images whose pixels are looked at, of 224 x 224, and how few of large ones
 
 
 class Case:
@@ -92,14 +92,16 @@ class Case:
 
     @functools.cached_property
     def sample(self) -> np.ndarray:
-        """Up to 128 training images as the backbone would get them, uint8 `[N, H, W, 3]`; in random order."""
+        """Up to 128 training images as the backbone would get them, uint8 `[N, H, W, 3]`, in random order."""
         looked, split = self.looked["train"], self.data.splits["train"]
         readable = looked.files[looked.readable]
         if not len(readable):
             raise DataError(f"no training image can be read; in {self.config.data.source}; see their errors above")
-        chosen = np.random.default_rng(self.config.seed).permutation(readable)[:_SAMPLE]
-        options = (self.config.data.image_size, self.config.data.resize)
-        return np.stack([load_image(split.read(int(i)), *options) for i in chosen])
+        height, width = self.config.data.image_size
+        count = min(max(_SAMPLE * 224 * 224 // (height * width), _MIN_SAMPLE), _SAMPLE)
+        chosen = np.random.default_rng(self.config.seed).permutation(readable)[:count]
+        resize = self.config.data.resize
+        return np.stack([load_image(split.read(int(i)), (height, width), resize) for i in chosen])
 
     @functools.cached_property
     def backbone(self) -> Backbone:

@@ -35,7 +35,8 @@ def check_devices(case: Case) -> Iterator[Finding]:
             f"this machine has {idle} NVIDIA GPU{'s'[: idle > 1]} and JAX runs on its CPU: pip install -e '.[cuda]', "
             "and see that JAX_PLATFORMS does not say cpu"
         )
-    yield fine(f"batch_size = {case.config.batch_size}: {case.config.batch_size // case.mesh.size} a device")
+    if case.mesh.size > 1:
+        yield fine(f"batch_size = {case.config.batch_size}: {case.config.batch_size // case.mesh.size} on each device")
 
 
 def check_workdir(case: Case) -> Iterator[Finding]:

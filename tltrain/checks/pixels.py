@@ -94,12 +94,16 @@ def distances(backbone: Backbone, variables: dict, sample: np.ndarray, pixels: s
         (mean, std), (right_mean, right_std) = leaf(updated["batch_stats"]), leaf(variables["batch_stats"])
         return jnp.sqrt(((mean - right_mean) / right_std) ** 2 + (std / right_std - 1) ** 2).mean()
 
-    x = jnp.asarray(sample, jnp.float32)
-    seen = {
-        "as configured": scale_pixels(x, pixels, jnp.float32),
-        SWAPPED: scale_pixels(x[..., ::-1], pixels, jnp.float32),
-        "scaled twice": scale_pixels(x / 255, pixels, jnp.float32),
-        STRETCHED: scale_pixels(x * (255 / np.maximum(sample.max(), 1)), pixels, jnp.float32),
+    def scaled(kind):
+        return lambda x: scale_pixels(x, kind, jnp.float32)
+
+    ours, top = scaled(pixels), int(sample.max())
+    ways = {
+        "as configured": ours,
+        SWAPPED: lambda x: ours(x[..., ::-1]),
+        "scaled twice": lambda x: ours(x / 255),
+        **({STRETCHED: lambda x: ours(x * (255 / top))} if 0 < top < 255 else {}),
+        **{f"{kind!r}": scaled(kind) for kind in ("tf", "unit", "caffe") if kind != pixels},
     }
-    seen |= {f"{kind!r}": scale_pixels(x, kind, jnp.float32) for kind in ("tf", "unit", "caffe") if kind != pixels}
-    return {name: float(distance(scaled)) for name, scaled in seen.items()}
+    x = jnp.asarray(sample, jnp.float32)
+    return {name: float(distance(way(x))) for name, way in ways.items()}

@@ -79,7 +79,8 @@ def _rates(config):
 
 def _augmentation(name, config):
     phase, features = config[name], config.features
-    if phase.augment and features.enabled != "off" and phase.freeze_until is not None and not features.augment_views:
+    stored = features.enabled != "off" and phase.freeze_until not in (None, "none")
+    if phase.augment and phase.epochs > 1 and stored and not features.augment_views:
         yield advice(
             f"{name}.augment = True: the phase runs the frozen stages anew in each of its {phase.epochs} epochs; "
             f"features.augment_views = {min(phase.epochs, 4)} would store so many views of each image instead, "
