@@ -1,4 +1,8 @@
-"""How long the run would take: its own programs, timed on a few of its own batches, times what is to be done."""
+"""How long the run would take: its own programs, timed on a few of its own batches, times what is to be done.
+
+On two cores that others kept busy, runs of one to three minutes took from 15 % less to 35 % more than this said: what
+is left out is the writing of the stores, and the end of the process.
+"""
 
 import contextlib
 import itertools
@@ -55,7 +59,7 @@ def check_seconds(case: Case) -> Iterator[Finding]:
 def _rounded(seconds):
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _variables(case) -> dict:
