@@ -113,19 +113,22 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ConfigError: names every problem at once: the key, its value and what is allowed.
     """
+    if found := problems(config):
+        count = "a problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError("; ".join([f"the config has {count}", *found]))
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """What `validate` names, a line each."""
     flat = flatten(config)
-    problems = [message for key in flat if (message := unknown(key))]
-    problems += [f"{key} is missing" for key in RULES if key not in flat]
-    problems += [
+    found = [message for key in flat if (message := unknown(key))]
+    found += [f"{key} is missing" for key in RULES if key not in flat]
+    found += [
         f"{key} = {flat[key]!r}, allowed: {allowed}"
         for key, (holds, allowed) in RULES.items()
         if key in flat and not holds(flat[key])
     ]
-    if not problems:
-        problems = _conflicts(config)
-    if problems:
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError("; ".join([f"the config has {count}", *problems]))
+    return found or _conflicts(config)
 
 
 # keys that say how stages train, each where it does nothing

@@ -40,7 +40,12 @@ def imagenet(backbone: Backbone) -> Path:
             f"no ImageNet file with a known sha256 for this variant of {type(backbone).__name__}; "
             "fetch the Keras file without top yourself and give its path as model.weights"
         )
-    return download(file, cache_dir() / "weights")
+    return download(file, local(file).parent)
+
+
+def local(file: WeightFile) -> Path:
+    """Where the copy of `file` is kept, be it there or not."""
+    return cache_dir() / "weights" / file.url.rpartition("/")[2]
 
 
 def download(file: WeightFile, directory: Path) -> Path:

@@ -84,7 +84,7 @@ def ensure(
         WorkdirError: the folder cannot be written.
     """
     facts = _facts(config, model, variables, wanted)
-    folder = directory(config) / _name(facts)
+    folder = location(config, model, variables, wanted)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
@@ -99,6 +99,11 @@ def ensure(
         corrupt.add(int(i), "unreadable when its features were computed")
     corrupt.check()
     return stored
+
+
+def location(config: ConfigDict, model: Classifier, variables: dict, wanted: Wanted) -> Path:
+    """The folder of the store that `ensure` gives, be it there or not."""
+    return directory(config) / _name(_facts(config, model, variables, wanted))
 
 
 def _facts(config, model, variables, wanted) -> dict[str, Any]:
@@ -184,18 +189,21 @@ def _check_space(directory, num_examples, shape, dtype, model, config):
     needed = num_examples * math.prod(shape) * dtype.itemsize
     if needed <= 0.95 * free:
         return
-    stages = model.backbone.stages
-    image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), np.uint8)
-    sizes = {}
-    for cut in range(1, len(stages) + 1):
-        run = functools.partial(run_frozen, model, start=0, stop=cut)
-        activations = jax.eval_shape(run, zoo.shapes(model), x=image)
-        sizes["all" if cut == len(stages) else stages[cut - 1]] = num_examples * activations.size * dtype.itemsize
+    names = [*model.backbone.stages[:-1], "all"]
+    sizes = {name: num_examples * row_bytes(config, model, cut) for cut, name in enumerate(names, 1)}
     fitting = [f"{name!r} ({size / 2**30:.2g} GiB)" for name, size in sizes.items() if size <= 0.95 * free]
     raise NoSpaceError(
         f"the features of {num_examples} images need {needed / 2**30:.2g} GiB and {free / 2**30:.2g} GiB are free; at "
         f"{directory}; free some, set features.dir, or freeze_until to one that fits: {', '.join(fitting) or 'none'}"
     )
+
+
+def row_bytes(config: ConfigDict, model: Classifier, cut: int) -> int:
+    """Bytes that a store at `cut` takes for an image."""
+    image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), np.uint8)
+    run = functools.partial(run_frozen, model, start=0, stop=cut)
+    activations = jax.eval_shape(run, zoo.shapes(model), x=image)
+    return activations.size * (2 if config.features.dtype == "bfloat16" else activations.dtype.itemsize)
 
 
 def main(argv: list[str]) -> int:

@@ -65,20 +65,20 @@ class Inputs:
         """What phase `name` sees of `split`; computes and stores activations first where that is due, and says so."""
         train = split == "train"
         augment = train and self._config[name].augment
-        reason = self._why_images(name, train)
+        reason = self.why_images(name, train)
         try:
             found = None if reason else self._stored(name, split, augment, variables)
         except features.NoSpaceError as error:
             if self._config.features.enabled == "on":
                 raise
             found, reason = None, str(error)
-        if train or (reason and not self._why_images(name, False)):
+        if train or (reason and not self.why_images(name, False)):
             place = features.place(self._model, self._plans[name])
             seen = f"stored {place}: {_size(found)}" if found else f"images; {reason}"
             console.say(f"{name}: {split} from {seen}")
         return found or self.images(split, augment)
 
-    def _why_images(self, name, train):
+    def why_images(self, name: str, train: bool) -> str:
         """Why a phase sees images, of its training split where `train`; "" where stored activations will do."""
         options = self._config.features
         if options.enabled == "off":
@@ -113,17 +113,20 @@ class Inputs:
 
     def _from_earlier_cuts(self, split, cut, variables):
         """The store at `cut`, each cut at which phases need `split` starting where the one before ends."""
-        cuts = {
-            self._plans[name]
-            for name in self._plans
-            if self._plans[name] and not (split == "train" and self._sees_random(name))
-        }
         base = None
-        for earlier in sorted(c for c in cuts if c < cut):
+        for earlier in sorted(c for c in self.plain_cuts(split) if c < cut):
             with contextlib.suppress(features.NoSpaceError):  # of another phase, which will say so itself
                 stored = self._ensure(split, features.Wanted(self._data.splits[split], earlier), variables, base)
                 base = (earlier, stored)
         return self._ensure(split, features.Wanted(self._data.splits[split], cut), variables, base)
+
+    def plain_cuts(self, split: str) -> set[int]:
+        """The cuts at which phases need `split` without augmentation, where they need not see images."""
+        return {
+            self._plans[name]
+            for name in self._plans
+            if self._plans[name] and not (split == "train" and self._sees_random(name))
+        }
 
     def _ensure(self, split, wanted, variables, base):
         corrupt = self._corrupt[split]

@@ -23,22 +23,41 @@ def load(name: str, config: ConfigDict) -> tuple[list[Split], tuple[str, ...]]:
     """
     import tensorflow_datasets as tfds  # without TensorFlow, which it imports where a file is read
 
-    try:
+    with _tfds_errors(name, config):
         builder = tfds.builder(name, data_dir=config.data_dir or None)
         if not builder.is_prepared():
             import_tensorflow()
             builder.download_and_prepare()
+    keys = builder.info.supervised_keys
+    if not keys or not hasattr(builder.info.features[keys[1]], "names"):
+        raise DataError(f"{name} is no classification data set; TFDS declares {keys}; choose another data.source")
+    splits = [_tfds_split(tfds, builder, expression, keys, config) for expression in config.splits]
+    return splits, tuple(builder.info.features[keys[1]].names)
+
+
+def to_prepare(name: str, config: ConfigDict) -> str:
+    """How much `load` would have to download of the data set `name`, in words; "" where it is prepared already.
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    import tensorflow_datasets as tfds
+
+    with _tfds_errors(name, config):
+        builder = tfds.builder(name, data_dir=config.data_dir or None)
+        return "" if builder.is_prepared() else str(builder.info.download_size)
+
+
+@contextlib.contextmanager
+def _tfds_errors(name, config):
+    try:
+        yield
     except Exception as error:  # TFDS raises errors of many kinds: unknown name, no network, no disk, checksums
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"cannot prepare the data set {name!r}; {message}; in {config.data_dir or 'the default data_dir of TFDS'}; "
             "check data.source and data.data_dir, or prepare it where there is a network"
         ) from error
-    keys = builder.info.supervised_keys
-    if not keys or not hasattr(builder.info.features[keys[1]], "names"):
-        raise DataError(f"{name} is no classification data set; TFDS declares {keys}; choose another data.source")
-    splits = [_tfds_split(tfds, builder, expression, keys, config) for expression in config.splits]
-    return splits, tuple(builder.info.features[keys[1]].names)
 
 
 def _tfds_split(tfds, builder, expression, keys, config):

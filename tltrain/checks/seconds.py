@@ -1,0 +1,182 @@
+"""How long the run would take: its own programs, timed on a few of its own batches, times what is to be done.
+
+On two cores that others kept busy, four runs of 90 to 190 s took from 16 % less to 39 % more than this said: what
+is left out is the writing of the stores, and the end of the process.
+"""
+
+import contextlib
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tltrain import console, evaluation, forward, freeze, parallel, report, steps
+from tltrain.checkpoint import Checkpoints
+from tltrain.checks import memory, phases
+from tltrain.checks.case import Case
+from tltrain.checks.finding import Finding, NotThereYetError, advice, fine
+from tltrain.data import pipeline
+from tltrain.data.preprocess import Augment
+from tltrain.errors import WeightsError
+from tltrain.inputs import SplitInputs
+from tltrain.models import zoo
+
+_FORWARD_BATCHES = 12  # that the frozen forward pass is timed on
+_KEPT_BATCHES = 4  # of their results, to time the steps that start from them
+_STEP_SECONDS, _MAX_STEPS = 4.0, 40  # at most, that a step is timed for
+
+Kept = dict[int, np.ndarray]
+
+
+def check_seconds(case: Case) -> Iterator[Finding]:
+    """Seconds of the whole run, by part."""
+    ready, due = phases.prepared(case), phases.due_stores(case)
+    if not all(memory.fits(case, phase) for phase in ready):
+        yield advice("not timed: a step does not fit the memory")
+        return
+    cuts = {inputs.start for phase in ready for inputs in (phase.train, phase.val)} | {store.cut for store in due}
+    with console.progress("Timing a few batches", len(ready) + 1) as update:
+        per_image, kept, compiling = _forward(case, sorted(cuts - {0}))
+        parts = {name: case.seconds[name] for name in ("imports", "data")}
+        parts["features"] = sum(_extraction(case, store, per_image) for store in due)
+        parts["compile"] = sum(phase.seconds for phase in ready) + (compiling if due else 0.0)
+        for done, phase in enumerate(ready, 1):
+            update(done)
+            parts[phase.name] = _phase(case, phase, kept)
+    if "test" in case.data.splits:
+        parts["test"] = len(case.data.splits["test"].ids) * _evaluation(case, ready[-1], kept)
+    if due or "test" in case.data.splits or any(phase.train.start == 0 for phase in ready):
+        parts["tensorflow"] = case.seconds["tensorflow"]
+    shown = ", ".join(f"{part} {report.duration(seconds)}" for part, seconds in parts.items())
+    yield fine(f"about {_rounded(sum(parts.values()))} on this machine, as busy as it is now; seconds: {shown}")
+
+
+def _rounded(seconds):
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _variables(case) -> dict:
+    """Those of the run, or others of their shapes where its weights cannot be had: as fast."""
+    try:
+        return case.variables
+    except (NotThereYetError, WeightsError):
+        return zoo.init(case.model, 0, None)
+
+
+def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
+    """Seconds an image between neighbouring `cuts`, some activations at each, and the seconds of compiling."""
+    per_image: dict[tuple[int, int], float] = {}
+    kept: Kept = {}
+    compiling = 0.0
+    frozen = parallel.replicate(_variables(case), case.mesh)
+    for start, stop in itertools.pairwise([0, *cuts]):
+        started = time.perf_counter()
+        run = forward.compiled(phases.program(case, start, stop))
+        compiling += time.perf_counter() - started
+        batches = _images(case, None) if start == 0 else _stored(case, kept[start])
+        inputs = (batch["inputs"] for batch in itertools.islice(batches, _FORWARD_BATCHES))
+        per_image[start, stop], kept[stop] = _time_forward(case, run, frozen, inputs)
+    return per_image, kept, compiling
+
+
+def _time_forward(case, run, frozen, inputs: Iterator[np.ndarray]) -> tuple[float, np.ndarray]:
+    def compute(x):
+        return np.asarray(run(frozen, parallel.put(x, case.mesh)))
+
+    kept = [compute(next(inputs))]
+    started, num_images = time.perf_counter(), 0
+    for result in forward.in_order(compute, ((x,) for x in inputs), case.mesh):
+        num_images += len(result)
+        if len(kept) < _KEPT_BATCHES:
+            kept.append(result)
+    return (time.perf_counter() - started) / num_images, np.concatenate(kept)
+
+
+def _extraction(case, store: phases.Due, per_image) -> float:
+    """Seconds until `store` is whole."""
+    count = len(case.data.splits[store.split].ids)
+    spans = [seconds for (start, stop), seconds in per_image.items() if store.start <= start and stop <= store.cut]
+    read = case.seconds[f"read {store.split}"] if store.start == 0 else 0.0
+    return read + store.num_views * count * sum(spans)
+
+
+def _phase(case, phase: phases.Prepared, kept: Kept) -> float:
+    """Seconds of the steps, evaluations and checkpoints of all epochs."""
+    config, variables = case.config, _variables(case)
+    start = steps.create_state(
+        variables["params"], variables["batch_stats"], phase.tx, phase.plan, config[phase.name].ema
+    )
+    state = jax.tree.map(np.asarray, start)
+    random = phases.augment_of(config) if config[phase.name].augment else None
+    step = _time_step(case, phase.train_step, state, _batches(case, phase.train, kept, random))
+    train = step * pipeline.num_batches(case.data.splits["train"].num_examples, config.batch_size)
+    val = len(case.data.splits["val"].ids) * _evaluation(case, phase, kept)
+    save, again = _time_checkpoints(case, phase, state)
+    return config[phase.name].epochs * (train + val + again) + save
+
+
+def _evaluation(case, phase: phases.Prepared, kept: Kept) -> float:
+    """Seconds to evaluate an image from what the phase sees of val; the head alone is left out."""
+    run = forward.compiled(evaluation.program(case.model, phase.val, case.config, case.mesh))
+    frozen = parallel.replicate(_variables(case), case.mesh)
+    batches = itertools.islice(_batches(case, phase.val, kept, None), _FORWARD_BATCHES)
+    return _time_forward(case, run, frozen, (batch["inputs"] for batch in batches))[0]
+
+
+def _time_checkpoints(case, phase: phases.Prepared, state) -> tuple[float, float]:
+    """Seconds of the first checkpoint, with what is frozen, and reading it back; and of each one after it."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Checkpoints(Path(folder), 1, freeze.constants(phase.plan))) as checkpoints,
+    ):
+        started = time.perf_counter()
+        checkpoints.save(1, state, {}, 0.0)
+        checkpoints.restore(1)
+        between = time.perf_counter()
+        checkpoints.save(2, state, {}, 0.0)
+        return between - started, time.perf_counter() - between
+
+
+def _time_step(case, step: Callable[..., Any], state: Any, batches: Iterator[pipeline.Batch]) -> float:
+    """Seconds of a training step, its input included."""
+    state = parallel.replicate(state, case.mesh)
+    started, count = 0.0, -1
+    for batch in parallel.prefetch(batches, case.mesh, case.config.parallel):
+        state, other = step(state, batch)
+        jax.block_until_ready((state, other))
+        started, count = (time.perf_counter(), 0) if count < 0 else (started, count + 1)  # the first is a warm-up
+        if count == _MAX_STEPS or (count and time.perf_counter() - started > _STEP_SECONDS):
+            break
+    return (time.perf_counter() - started) / count
+
+
+def _batches(case, inputs: SplitInputs, kept: Kept, augment) -> Iterator[pipeline.Batch]:
+    return _images(case, augment) if inputs.start == 0 else _stored(case, kept[inputs.start].astype(inputs.row.dtype))
+
+
+def _images(case, augment: Augment | None) -> Iterator[pipeline.Batch]:
+    """Training images as a run reads them, as many batches as may be timed."""
+    split, config = case.data.splits["train"], case.config
+    index, mask = _rows(split.num_examples, config.batch_size)
+    corrupt = pipeline.Corrupt(split, 1.0, lambda message: None)  # they were all reported already
+    return pipeline.from_images(split, index, mask, config.data.image_size, config.data.resize, corrupt, augment)
+
+
+def _stored(case, activations: np.ndarray) -> Iterator[pipeline.Batch]:
+    """Batches of `activations`, over and over."""
+    index, mask = _rows(len(activations), case.config.batch_size)
+    labels = np.resize(case.data.splits["train"].labels, len(activations))
+    readable = np.ones(len(activations), bool)
+    return pipeline.from_arrays(lambda i: activations[i], readable, labels, index, mask)
+
+
+def _rows(count, batch_size):
+    shape = (_MAX_STEPS + 2, batch_size)
+    return np.resize(np.random.default_rng(0).permutation(count), shape).astype(np.int32), np.ones(shape, bool)

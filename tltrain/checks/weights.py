@@ -1,0 +1,25 @@
+"""The pretrained weights: the right file, and every array of it where it belongs."""
+
+from collections.abc import Iterator
+
+from tltrain.checks.case import Case
+from tltrain.checks.finding import Finding, advice, fine
+
+
+def check_weights(case: Case) -> Iterator[Finding]:
+    """What would be loaded, what would be new, what would be left in the file."""
+    if case.weight_path is None:
+        if case.config.model.weights == "random":
+            yield advice("model.weights = 'random': nothing is pretrained, so frozen stages compute noise")
+        return
+    loaded = case.loaded
+    assert loaded is not None, "there is a path"
+    yield fine(
+        f"{case.weight_path.name} fills all {loaded.num_arrays} arrays of {case.config.model.backbone}; new: head"
+        + (f"; not used: {', '.join(loaded.ignored)}" if loaded.ignored else "")
+    )
+    published = case.backbone.weight_file()
+    if published and loaded.sha256 == published.sha256:
+        yield fine(f"sha256 {loaded.sha256[:12]}... is that of the published ImageNet file")
+    else:
+        yield fine(f"sha256 {loaded.sha256[:12]}... is not that of a published file: weights of your own")
