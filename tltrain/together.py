@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, freeze, loop, metrics, optim, parallel, report, steps, train
+from tltrain import console, freeze, loop, metrics, optim, parallel, report, run_page, steps, train
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.errors import TltrainError
@@ -99,11 +99,16 @@ class _Member:
         phase.checkpoints.share_frozen(like)
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
         num_images = run.data.splits["train"].num_examples
-        result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, phase.plan)
+        stages = run.model.backbone.stages
+        result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, stages, phase.plan)
         whole = report.of_run(
             run.data, {"probe": result}, "probe", seed.origin, test, run.inputs.num_corrupt(), seconds
         )
         run.work.write_json("report.json", whole)
+        try:
+            run_page.end_run(run.work.path, lambda: run.data)
+        except TltrainError as error:
+            self.error = error
         with console.into(run.work.path / "output.txt"):
             report.show(whole, run.work.path)
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, evaluate, freeze, loop, optim, parallel, report, steps, weights
+from tltrain import console, download, evaluate, freeze, loop, optim, parallel, report, run_page, steps, weights
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import TerminatedError
@@ -67,6 +67,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
                 best[name] = variables
         result = _finish(shared, phases, best, origin)
     work.write_json("report.json", result)
+    run_page.end_run(path, lambda: data)
     report.show(result, path)
     return result
 
@@ -108,12 +109,13 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         run.work.rewind_metrics(name, int(state.step))
         if len(record["history"]) < config.epochs:
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
-            report.show_parameters(variables["params"], run.model.backbone.stages, plan.cut)
+            report.show_parameters(variables["params"], run.model.backbone.stages, plan)
             loop.train(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
-    result = report.phase_result(config, record, best, num_images, state.params, plan)
+    stages = run.model.backbone.stages
+    result = report.phase_result(config, record, best, num_images, state.params, stages, plan)
     return {"params": state.params, "batch_stats": state.batch_stats}, result
 
 
