@@ -65,6 +65,7 @@ def default() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50  # steps between two lines of metrics.jsonl within an epoch
     log.tensorboard = True  # write TensorBoard events
+    log.wandb_project = ""  # name of a project of Weights & Biases to log to as well; "": none
     return config
 
 
@@ -156,6 +157,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.best": _one_of("accuracy", "loss"),
     "log.every_steps": _number(1, math.inf, integer=True),
     "log.tensorboard": _BOOL,
+    "log.wandb_project": _TEXT,
 }
 _PHASE_RULES = {
     "epochs": _number(0, math.inf, integer=True),

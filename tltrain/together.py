@@ -23,7 +23,7 @@ from tltrain.features import NoSpaceError
 from tltrain.heads import Group, Heads, at, compile_eval, compile_train, evaluate_over, initial, train_epoch
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models import zoo
-from tltrain.tensorboard import Scalars
+from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
 NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
@@ -105,6 +105,7 @@ class _Member:
             run.data, {"probe": result}, "probe", seed.origin, test, run.inputs.num_corrupt(), seconds
         )
         run.work.write_json("report.json", whole)
+        run.scalars.result(whole)
         try:
             run_page.end_run(run.work.path, lambda: run.data)
         except TltrainError as error:
@@ -160,7 +161,7 @@ def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, p
     work = stack.enter_context(contextlib.closing(Workdir(path, config)))
     work.write_json("class_names.json", group.data.class_names)
     work.rewind_metrics("probe", 0)
-    scalars = Scalars(path / "tensorboard" if config.log.tensorboard else None)
+    scalars = Scalars(path, config)
     stack.enter_context(contextlib.closing(scalars))
     frozen = freeze.prefixes(group.model.backbone.stages, group.plan.cut)
     checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, frozen)

@@ -19,7 +19,7 @@ from tltrain.inputs import Inputs
 from tltrain.loop import Phase, Run
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
-from tltrain.tensorboard import Scalars
+from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
 
@@ -59,13 +59,14 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     variables, origin = initial_variables(config, model)
     inputs = Inputs(config, model, data, mesh, clock, stop)
     phases, best = {}, {}
-    with contextlib.closing(Scalars(path / "tensorboard" if config.log.tensorboard else None)) as scalars:
+    with contextlib.closing(Scalars(path, config)) as scalars:
         shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)
         for name in config_lib.PHASES:
             if config[name].epochs:
                 variables, phases[name] = _run_phase(shared, name, variables)
                 best[name] = variables
         result = _finish(shared, phases, best, origin)
+        scalars.result(result)
     work.write_json("report.json", result)
     run_page.end_run(path, lambda: data)
     report.show(result, path)
