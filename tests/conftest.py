@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="tltrain_xla_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# nor do pictures and labels of the tests stay in the cache of a user
+if "TLTRAIN_CACHE" not in os.environ:
+    _kept = tempfile.TemporaryDirectory(prefix="tltrain_cache_")
+    os.environ["TLTRAIN_CACHE"] = _kept.name
 
 import numpy as np
 import pytest
@@ -21,13 +26,16 @@ from tltrain.models import zoo
 from tltrain.models.mobilenet_v2 import MobileNetV2
 
 DATA = os.environ.get("TLTRAIN_TEST_DATA")
+BROWSER = os.environ.get("TLTRAIN_TEST_BROWSER") or shutil.which("chromium")
+AVAILABLE = {"shared_data": DATA, "browser": BROWSER}
 
 
 def pytest_collection_modifyitems(config, items):
-    if DATA is None:
-        chosen = [item for item in items if "shared_data" not in item.keywords]
-        config.hook.pytest_deselected(items=[item for item in items if "shared_data" in item.keywords])
-        items[:] = chosen
+    absent = {marker for marker, found in AVAILABLE.items() if found is None}
+    deselected = [item for item in items if absent & set(item.keywords)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,10 +72,8 @@ def images(tmp_path_factory):
 TINY = functools.partial(MobileNetV2, alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6)))
 
 
-@pytest.fixture
-def tiny(images, tmp_path, monkeypatch):
+def tiny_config(images, features):
     """A config whose whole run takes seconds: 48 images of 32x32 and a MobileNetV2 of 5 stages, at random weights."""
-    monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
     config = default()
     config.data.source = f"folder:{images}"
     config.data.splits = ("train[:75%]", "train[75%:]")
@@ -75,10 +81,16 @@ def tiny(images, tmp_path, monkeypatch):
     config.model.backbone = "tiny"
     config.model.weights = "random"
     config.batch_size = 8
-    config.features.dir = str(tmp_path / "features")
+    config.features.dir = str(features)
     config.probe.epochs = 2
     config.finetune.epochs = 1
     config.finetune.freeze_until = "block_1"
     config.finetune.augment = False
     config.log.tensorboard = False
     return config
+
+
+@pytest.fixture
+def tiny(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
+    return tiny_config(images, tmp_path / "features")

@@ -98,14 +98,6 @@ def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
     assert r"rate\_1 & 2 & 87.50 $\pm$ 17.68 & +25.00 &" in (tmp_path / "table.tex").read_text()
 
 
-def test_the_bootstrap_interval_of_the_mean_is_that_of_theory():
-    values = np.random.default_rng(0).normal(3, 1, 400)
-    low, high = table.bootstrap(values)
-    half = 1.96 * values.std() / 20
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.01)
-    assert np.isnan(table.bootstrap(values[:1])).all()
-
-
 def test_the_command_line_runs_the_sweep_of_a_config_file(images, tmp_path):
     path = write_config(tmp_path, images, "config.finetune.epochs = 0")
     path.write_text(path.read_text() + '\n\ndef sweep():\n    yield {"probe.learning_rate": 1e-2}\n')

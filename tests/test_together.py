@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_train import run as run_alone
 
-from tltrain import sweep, train
+from tltrain import run_page, sweep, train
 from tltrain.checkpoint import Checkpoints
 from tltrain.errors import TerminatedError
 
@@ -76,7 +76,22 @@ def test_a_probe_trained_together_is_the_probe_trained_alone(probes, tmp_path, p
         assert together.keys() == single.keys()
         for name, leaf in single.items():
             np.testing.assert_allclose(together[name], leaf, rtol=1e-4, atol=1e-6, err_msg=name)
-        assert "Result on" in (member.path / "output.txt").read_text()
+        assert f"{member.path / 'report.html'}" in (member.path / "output.txt").read_text()
+
+
+def test_a_page_that_fails_leaves_its_record_and_the_pages_of_the_others(probes, tmp_path, monkeypatch, capsys):
+    def fails_once(workdir, read_data):
+        if "0.001" in str(workdir):
+            raise OSError("no space")
+        return render(workdir, read_data)
+
+    render = run_page.render
+    monkeypatch.setattr(run_page, "render", fails_once)
+    arms = [{"probe.learning_rate": rate} for rate in (1e-3, 1e-2)]
+    assert sweep.run(sweep.members(probes, arms, 1, tmp_path), tmp_path, never) == 6
+    assert len(list(tmp_path.rglob("report.json"))) == 2
+    assert [path.parts[-3] for path in tmp_path.rglob("report.html")] == ["learning_rate=0.01"]
+    assert "the run is finished, its page is not; OSError: no space; " in capsys.readouterr().err
 
 
 def test_a_patient_probe_stops_where_it_stops_alone(probes, tmp_path):

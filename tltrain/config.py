@@ -63,6 +63,7 @@ def default() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50  # steps between two lines of metrics.jsonl within an epoch
     log.tensorboard = True  # write TensorBoard events
+    log.wandb_project = ""  # name of a project of Weights & Biases to log to as well; "": none
     return config
 
 

@@ -16,7 +16,7 @@ from tltrain.data.split import Data
 from tltrain.errors import DivergedError, TerminatedError
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models.classifier import Classifier
-from tltrain.tensorboard import Scalars
+from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
 

@@ -1,5 +1,6 @@
 """Metrics as sums and counts: batches of any size and mask add up to the exact figures of a split."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -80,10 +81,21 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
     The share of (positive, negative) pairs in right order (Mann-Whitney U); NaN where one class is absent.
     """
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    num_positive = int(positive.sum())
-    num_negative = len(positive) - num_positive
-    if not num_positive or not num_negative:
-        return float("nan")
-    return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+    return float(auc_of_resamples(scores, positive)(np.ones((1, len(scores))))[0])
+
+
+def auc_of_resamples(scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of counts float64 `[R, N]`, how often each example stands in each resample, to their `auc` `[R]`."""
+    order = np.argsort(scores, kind="stable")
+    ranked, positive = scores[order], positive[order]
+    below, above = (np.searchsorted(ranked[~positive], ranked[positive], side) for side in ("left", "right"))
+
+    def areas(counts):
+        counts = counts[:, order]
+        negatives = np.pad(np.cumsum(counts[:, ~positive], 1), ((0, 0), (1, 0)))
+        weights = counts[:, positive]
+        in_order = (weights * (negatives[:, below] + negatives[:, above]) / 2).sum(1)
+        with np.errstate(invalid="ignore"):
+            return in_order / (weights.sum(1) * negatives[:, -1])
+
+    return areas

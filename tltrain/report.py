@@ -1,5 +1,13 @@
-"""The record of a run: the content of `report.json`, and the lines and tables on the terminal."""
+"""The record of a run: the content of `report.json`, and the lines and tables on the terminal.
 
+`python -m tltrain.report WORKDIR` writes the page of a finished run again, from its record; of several runs it writes
+one page that lays them side by side.
+"""
+
+import argparse
+import os
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +15,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import console, freeze
+from tltrain import compare, console, freeze, page, run_page
+from tltrain import config as config_lib
+from tltrain.data import sources
 from tltrain.data.split import Data
+from tltrain.errors import ConfigError, TltrainError
 
 
 def number(value: float | None) -> str:
@@ -36,19 +47,33 @@ def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
     return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
 
 
-def show_parameters(params: Any, plan: freeze.Plan) -> None:
-    """Prints trainable and frozen parameters by stage; neighbours on one side of the cut share a row."""
+def parameters_by_stage(params: Any, plan: freeze.Plan) -> list[dict[str, Any]]:
+    """Numbers of `trainable` and `frozen` parameters, in forward order.
+
+    Neighbours on one side of the cut share a row, from the stage `first` to the stage `last`; the head has its own.
+    """
     parts = freeze.split(params, plan.labels)
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
     for i, stage in enumerate(plan.stages):
-        counts = [num_parameters(part["backbone"][stage]) for part in parts]
+        trainable, frozen = (num_parameters(part["backbone"][stage]) for part in parts)
         if rows and i != plan.cut:
-            rows[-1][1:] = [stage, *(a + b for a, b in zip(rows[-1][2:], counts, strict=True))]
+            rows[-1]["last"] = stage
+            rows[-1]["trainable"] += trainable
+            rows[-1]["frozen"] += frozen
         else:
-            rows.append([stage, stage, *counts])
-    for name, trees in (("head", [part["head"] for part in parts]), ("all", parts)):
-        rows.append([name, name, *map(num_parameters, trees)])
-    cells = [[a if a == b else f"{a} ... {b}", *(f"{n:,}" if n else "" for n in counts)] for a, b, *counts in rows]
+            rows.append({"first": stage, "last": stage, "trainable": trainable, "frozen": frozen})
+    trainable, frozen = (num_parameters(part["head"]) for part in parts)
+    return [*rows, {"first": "head", "last": "head", "trainable": trainable, "frozen": frozen}]
+
+
+def show_parameters(params: Any, plan: freeze.Plan) -> None:
+    """Prints trainable and frozen parameters by stage."""
+    rows = parameters_by_stage(params, plan)
+    totals = {kind: sum(row[kind] for row in rows) for kind in ("trainable", "frozen")}
+    cells = []
+    for row in [*rows, {"first": "all", "last": "all", **totals}]:
+        name = row["first"] if row["first"] == row["last"] else f"{row['first']} ... {row['last']}"
+        cells.append([name, *(f"{row[kind]:,}" if row[kind] else "" for kind in totals)])
     console.table("", ["parameters", "trainable", "frozen"], cells)
 
 
@@ -73,7 +98,12 @@ def epoch_line(entry: dict[str, Any], epochs: int, rate: float) -> str:
 
 
 def phase_result(
-    config: ConfigDict, record: dict[str, Any], best_step: int, num_images: int, params: Any, plan: freeze.Plan
+    config: ConfigDict,
+    record: dict[str, Any],
+    best_step: int,
+    num_images: int,
+    params: Any,
+    plan: freeze.Plan,
 ) -> dict[str, Any]:
     """A finished phase: its history, the epoch that was best on val, the last one, its speed and its size."""
     history = record["history"]
@@ -84,6 +114,7 @@ def phase_result(
         "freeze_until": config.freeze_until,
         "trainable_parameters": num_parameters(trainable),
         "frozen_parameters": num_parameters(frozen),
+        "parameters_by_stage": parameters_by_stage(params, plan),
         "best": next(entry for entry in history if entry["step"] == best_step),
         "last": history[-1],
         "history": history,
@@ -116,6 +147,7 @@ def of_run(
     counts = {name: split.class_counts(len(data.class_names)) for name, split in data.splits.items()}
     return {
         "class_names": list(data.class_names),
+        "fingerprints": {name: split.fingerprint for name, split in data.splits.items()},
         "num_examples": {name: split.num_examples for name, split in data.splits.items()},
         "class_counts": {n: dict(zip(data.class_names, map(int, c), strict=True)) for n, c in counts.items()},
         "weights": origin,
@@ -166,3 +198,38 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     console.say(f"Steps wait for: {waits} of their time.")
     console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
     console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")
+    if (workdir / "report.html").exists():  # where writing it failed, the run says so
+        console.say(f"To look at: {workdir / 'report.html'}")
+
+
+def main(argv: list[str]) -> int:
+    """The command line: workdirs of finished runs, and `--output`; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m tltrain.report", description="The page of a run, or of several.")
+    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR", help="of a finished run")
+    parser.add_argument("--output", type=Path, help="default: report.html of the run, or runs.html beside the runs")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv[1:])
+    try:
+        written = _write_pages(arguments.workdirs, arguments.output)
+    except TltrainError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"tltrain: {error}", file=sys.stderr)
+        return error.exit_code
+    console.say(f"Written: {written}")
+    return 0
+
+
+def _write_pages(workdirs: list[Path], output: Path | None) -> Path:
+    if len(workdirs) > 1:
+        output = output or Path(os.path.commonpath([w.resolve().parent for w in workdirs])) / "runs.html"
+        compare.write(workdirs, output)
+        return output
+    if output is not None:
+        raise ConfigError("--output is for several runs; a single one has its report.html; leave it out")
+    stored = page.read_record(workdirs[0], "config")
+    return run_page.write(workdirs[0], lambda: sources.load((c := config_lib.from_dict(stored)).data, c.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -90,6 +90,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.best": _one_of("accuracy", "loss"),
     "log.every_steps": _number(1, math.inf, integer=True),
     "log.tensorboard": _BOOL,
+    "log.wandb_project": _TEXT,
 }
 _PHASE_RULES = {
     "epochs": _number(0, math.inf, integer=True),

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tltrain import report
-
-_RESAMPLES = 10_000
+from tltrain import bootstrap, report
 
 
 class Row(NamedTuple):
@@ -55,8 +53,7 @@ def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
                 len(values),
                 statistics.fmean(values),
                 statistics.stdev(values) if len(values) > 1 else float("nan"),
-                float(differences.mean()) if shared else float("nan"),
-                *bootstrap(differences),
+                *bootstrap.estimates([bootstrap.mean(differences)], len(shared))[0],
                 statistics.fmean(sum(r["seconds"].values()) for r in reports),
                 reports[0]["phases"][reports[0]["chosen"]["phase"]]["trainable_parameters"],
             )
@@ -66,19 +63,6 @@ def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
 
 def _scores(result):
     return result["test"] if "test" in result else result["chosen"]["val"]
-
-
-def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of `values` float `[n]` by the percentile bootstrap (Efron 1979).
-
-    The draws are always the same. NaN for fewer than two values. Of a few values it is too narrow: three seeds can do
-    no better than their range.
-    """
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 HEADER = ("arm", "n", "accuracy", "difference", "95 % interval", "seconds", "trainable")

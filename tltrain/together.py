@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, evaluation, freeze, loop, metrics, optim, parallel, report, steps, train
+from tltrain import console, evaluation, freeze, loop, metrics, optim, parallel, report, run_page, steps, train
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.errors import TltrainError
@@ -24,7 +24,7 @@ from tltrain.features import NoSpaceError
 from tltrain.heads import Group, Heads, at, compile_eval, compile_train, evaluate_over, initial, train_epoch
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models import zoo
-from tltrain.tensorboard import Scalars
+from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
 NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
@@ -119,6 +119,11 @@ class _Member:
         )
         run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
         run.work.write_json("report.json", whole)
+        run.scalars.result(whole)
+        try:
+            run_page.end_run(run.work.path, lambda: run.data)
+        except TltrainError as error:
+            self.error = error
         with console.into(run.work.path / "output.txt"):
             report.show(whole, run.work.path)
 
@@ -171,7 +176,7 @@ def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, p
     work = stack.enter_context(contextlib.closing(Workdir(path, config)))
     work.write_json("class_names.json", group.data.class_names)
     work.rewind_metrics("probe", 0)
-    scalars = Scalars(path / "tensorboard" if config.log.tensorboard else None)
+    scalars = Scalars(path, config)
     stack.enter_context(contextlib.closing(scalars))
     constants = freeze.constants(group.plan)
     checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, constants)

@@ -10,7 +10,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, download, evaluation, freeze, loop, optim, parallel, report, ridge, steps, weights
+from tltrain import (
+    console,
+    download,
+    evaluation,
+    freeze,
+    loop,
+    optim,
+    parallel,
+    report,
+    ridge,
+    run_page,
+    steps,
+    weights,
+)
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import TerminatedError
@@ -18,7 +31,7 @@ from tltrain.inputs import Inputs
 from tltrain.loop import Phase, Run
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
-from tltrain.tensorboard import Scalars
+from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
 
@@ -58,14 +71,16 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     variables, origin = initial_variables(config, model)
     inputs = Inputs(config, model, data, mesh, clock, stop)
     phases, best = {}, {}
-    with contextlib.closing(Scalars(path / "tensorboard" if config.log.tensorboard else None)) as scalars:
+    with contextlib.closing(Scalars(path, config)) as scalars:
         shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)
         for name in config_lib.PHASES:
             if config[name].epochs:
                 variables, phases[name] = _run_phase(shared, name, variables)
                 best[name] = variables
         result = _finish(shared, phases, best, origin)
+        scalars.result(result)
     work.write_json("report.json", result)
+    run_page.end_run(path, lambda: data)
     report.show(result, path)
     return result
 

@@ -34,18 +34,23 @@ def load_image(
     Raises:
         OSError: not a JPEG or PNG, truncated or too large.
     """
+    image = open_image(encoded)
+    if augment is None:
+        return np.asarray(_resize(image, size, resize))
+    return _augmented(image, size, resize, augment, np.random.default_rng([augment.seed, *key]))
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """A JPEG or PNG file as an RGB image of its own size, upright, as `load_image` sees it; raises OSError."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise OSError(f"{opened.width}x{opened.height} pixels, more than {MAX_PIXELS}")
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            return _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise OSError("not a JPEG or PNG file") from error
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from error
-    if augment is None:
-        return np.asarray(_resize(image, size, resize))
-    return _augmented(image, size, resize, augment, np.random.default_rng([augment.seed, *key]))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,254 @@
+"""The pages of finished runs: everything is there, foreign text is text, and it looks right in a browser."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BROWSER, TINY, tiny_config, write_images
+from test_train import run
+
+from tltrain import compare, report, run_page, scores, thumbnails
+from tltrain.data import sources
+from tltrain.errors import WorkdirError
+from tltrain.models import zoo
+
+CLASSES = ("<b>&\"x'", "dark", "name_of_a_class_that_is_long_and_has_no_place_to_break_it")
+SECTIONS = ("curves", "metrics", "val", "test", "trainable", "throughput", "config", "environment")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs on the same 60 images of three classes, one of which has a name that would be a tag."""
+    folder = tmp_path_factory.mktemp("report")
+    images = write_images(folder / "images", dict.fromkeys(CLASSES, 20), size=(40, 60))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.BACKBONES, "tiny", TINY)
+        config = tiny_config(images, folder / "features")
+        config.data.splits = ("train[:40%]", "train[40%:70%]", "train[70%:]")
+        run(config, folder / "a")
+        config.update_from_flattened_dict({"probe.learning_rate": 0.1, "finetune.epochs": 0})
+        run(config, folder / "b")
+    widen(shutil.copytree(folder / "a", folder / "many"), 25)
+    return folder
+
+
+def widen(workdir, num_classes):
+    """Adds classes to the record of a run that no example is of."""
+    record = json.loads((workdir / "report.json").read_text())
+    added = [f"{CLASSES[-1]}_{i}" for i in range(3, num_classes)]
+    record["class_names"] += added
+    for counts in record["class_counts"].values():
+        counts |= dict.fromkeys(added, 0)
+    (workdir / "report.json").write_text(json.dumps(record))
+    lines = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["probabilities"] += [0.0] * len(added)
+    (workdir / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Elements(HTMLParser):
+    """The start tags of a page, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def main(*arguments):
+    return report.main(["report", *map(str, arguments)])
+
+
+def no_data():
+    raise AssertionError("the data is not needed: all pictures are in the cache")
+
+
+def test_a_run_ends_with_a_page_that_has_every_section_and_figure(runs):
+    page = Elements(runs / "a" / "report.html")
+    assert [section["id"] for section in page.of("section")] == list(SECTIONS)
+    assert len(page.of("svg")) == 4, "loss, accuracy, and the reliability of val and test"
+    record = json.loads((runs / "a" / "report.json").read_text())
+    for split, found in (("val", record["chosen"]["val"]), ("test", record["test"])):
+        made = scores.with_intervals(scores.read(runs / "a")[split])
+        assert f"{100 * found['accuracy']:.2f} %" in page.text
+        assert f"{100 * made['ece'].low:.2f} % to {100 * made['ece'].high:.2f} %" in page.text
+        assert str(sum(map(sum, found["confusion"]))) in page.text
+    assert f"{record['phases']['finetune']['trainable_parameters']:,}" in page.text
+    assert "seed" in page.text and "jaxlib" in page.text
+
+
+def test_names_of_classes_and_files_are_text_and_never_tags(runs):
+    page = Elements(runs / "a" / "report.html")
+    assert not page.of("b") or all("x" not in attributes for attributes in page.of("b"))
+    assert CLASSES[0] in page.text
+    assert "<b>&" not in (runs / "a" / "report.html").read_text()
+
+
+def test_mistakes_are_shown_as_pictures_with_name_classes_and_probability(runs):
+    page = Elements(runs / "a" / "report.html")
+    found = scores.read(runs / "a")
+    wrong = [(split, i) for split, of in found.items() for i in scores.mistakes(of, 24)]
+    pictures = page.of("img")
+    assert len(pictures) == len(wrong) > 0
+    for (split, i), picture in zip(wrong, pictures, strict=True):
+        of = found[split]
+        assert picture["alt"].startswith(of.ids[i]) and CLASSES[of.labels[i]] in picture["alt"]
+        assert picture["src"].startswith("data:image/jpeg;base64,")
+        assert f"{100 * of.confidence[i]:.2f} %, true: {CLASSES[of.labels[i]]}" in page.text
+
+
+def test_of_many_classes_the_confusions_are_listed_and_the_hardest_class_comes_first(runs):
+    assert main(runs / "many") == 0
+    text = (runs / "many" / "report.html").read_text()
+    assert "the most frequent" in text and "Rows are the true classes" not in text
+    pattern = r'aria-label="Scores by class of val".*?<tbody>\s*<tr><th scope="row">(.*?)</th>'
+    made = scores.by_class(scores.confusion(scores.read(runs / "many")["val"]))[:3]
+    hardest = CLASSES[min(range(3), key=lambda i: made[i].f1)]
+    assert html.unescape(re.search(pattern, text, re.DOTALL)[1]) == hardest
+
+
+def test_keys_that_differ_from_the_default_are_marked(runs):
+    text = (runs / "a" / "report.html").read_text()
+    changed = re.findall(r'<div class="changed"><dt><code>(.*?)</code>', text)
+    assert {"model.backbone", "batch_size", "data.image_size"} <= set(changed)
+    assert "probe.learning_rate" not in changed and "default <code>32</code>" in text
+
+
+def test_the_page_is_written_again_from_the_record_alone_and_is_the_same(runs, tmp_path, capsys):
+    copy = shutil.copytree(
+        runs / "a", tmp_path / runs.name / "a", ignore=shutil.ignore_patterns("checkpoints", "*.html")
+    )
+    assert main(copy) == 0
+    assert (copy / "report.html").read_bytes() == (runs / "a" / "report.html").read_bytes()
+    assert f"{copy / 'report.html'}" in capsys.readouterr().out
+    run_page.write(copy, no_data)
+
+
+def test_a_picture_that_is_gone_is_named_with_words(runs, tmp_path, monkeypatch):
+    copy = shutil.copytree(runs / "a", tmp_path / "a")
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["source"] = f"folder:{tmp_path / 'nowhere'}"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert main(copy) == 0
+    page = Elements(copy / "report.html")
+    found = scores.read(copy)["val"]
+    assert not page.of("img") and "The image is gone" in page.text
+    assert found.ids[scores.mistakes(found, 1)[0]] in page.text
+
+
+def test_pictures_are_kept_with_those_a_next_run_may_want(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
+    images = shutil.copytree(runs / "images", tmp_path / "images")
+    split = sources.load(tiny_config(images, tmp_path).data, 0).splits["val"]
+    first, second, third, lost, *_ = split.ids
+    (images / lost).unlink()
+    found = thumbnails.of(split.fingerprint, [first, lost], [second], lambda: split)
+    assert found[first].startswith("data:image/jpeg") and found[lost] is None
+    assert thumbnails.of(split.fingerprint, [second], [], no_data)[second]
+    with pytest.raises(AssertionError):
+        thumbnails.of(split.fingerprint, [third], [], no_data)
+    assert thumbnails.of("data that has changed", [first], [], lambda: split) == {first: None}
+
+
+def test_an_error_in_the_page_comes_after_the_record_and_says_so(runs, tmp_path):
+    copy = shutil.copytree(runs / "a", tmp_path / "a")
+    (copy / "predictions.jsonl").write_text("broken")
+    with pytest.raises(WorkdirError, match=r"the run is finished, its page is not; .*report.json is complete"):
+        run_page.end_run(copy, no_data)
+
+
+def test_runs_side_by_side_are_paired_by_example(runs, capsys):
+    assert main(runs / "a", runs / "b") == 0
+    page, shown = Elements(runs / "runs.html"), capsys.readouterr().out
+    a, b = (scores.read(runs / name)["test"] for name in "ab")
+    difference = 100 * (b.correct.mean() - a.correct.mean())
+    assert f"{difference:+.2f}" in page.text and f"{difference:+.2f}" in shown
+    assert [link["href"] for link in page.of("a")] == ["a/report.html", "b/report.html"]
+    assert "probe.learning_rate" in page.text and "model.backbone" not in page.text
+    assert str(runs / "runs.html") in shown
+
+
+def test_a_paired_difference_is_over_shared_examples_and_narrower_than_an_unpaired_one():
+    rng = np.random.default_rng(0)
+    first = rng.random(400) < 0.8
+    second = first ^ (rng.random(400) < 0.03)
+    ids = tuple(map(str, range(400)))
+
+    def predictions(ids, correct):
+        return scores.Predictions(ids, (~correct).astype(int), np.tile([0.9, 0.1], (len(ids), 1)), np.zeros(len(ids)))
+
+    base = predictions(ids, first)
+    found, shared = compare.paired_difference(predictions(ids[::-1][:300], second[::-1][:300]), base)
+    assert shared == 300 and found.value == pytest.approx(second[100:].mean() - first[100:].mean())
+    alone = scores.with_intervals(base)["accuracy"]
+    assert found.high - found.low < (alone.high - alone.low) / 1.5
+    assert compare.paired_difference(predictions(("x",), first[:1]), base) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["{folder}"], ["{folder}/nowhere", "{folder}/a"], ["{folder}/a", "--output=x.html"]]
+)
+def test_bad_input_is_one_line_and_an_exit_code(runs, arguments, capsys):
+    code = main(*(argument.format(folder=runs) for argument in arguments))
+    error = capsys.readouterr().err
+    assert code == (2 if "--output=x.html" in arguments else 6)
+    assert error.startswith("tltrain: ") and error.count("\n") == 1
+
+
+def test_the_verb_runs_from_the_command_line(runs, tmp_path):
+    command = [sys.executable, "-m", "tltrain.report", runs / "a", runs / "b", "--output", tmp_path / "both.html"]
+    environment = os.environ | {"PYTHONPATH": str(Path(report.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert Elements(tmp_path / "both.html").of("table")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=shutil.which(BROWSER), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["a/report.html", "many/report.html", "runs.html"])
+def test_a_page_is_sound_in_a_browser(runs, browser, name, width, scheme):
+    assert main(runs / "a", runs / "b") == main(runs / "many") == 0
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    problems, requests = [], []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((runs / name).as_uri())
+    assert not problems
+    assert [url for url in requests if not url.startswith("data:")] == [(runs / name).as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.images.length > 0") == (name != "runs.html")
+    sections = page.evaluate("[...document.querySelectorAll('section')].filter(s => s.offsetHeight > 0).map(s => s.id)")
+    assert sections == (["runs", "curves", "config"] if name == "runs.html" else list(SECTIONS))
+    assert (runs / name).stat().st_size < 2_000_000
+    page.close()
