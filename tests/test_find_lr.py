@@ -82,7 +82,7 @@ def test_the_rate_rises_exponentially_until_the_loss_diverges_and_nothing_is_cha
     assert 1e-5 < found["suggestion"]["steepest"] < 1e3
     shown = capsys.readouterr().out
     assert "the loss diverged" in shown and "probe.learning_rate: the loss falls fastest at" in shown
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "find_lr.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "find_lr.html", "find_lr.json"]
 
 
 WRONG = {"no phase": ("finetune", (1e-5, 1.0, 20), "epochs = 0"), "falling": ("probe", (1.0, 1e-5, 20), "not below")}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tltrain import command, config, console, evaluation, finished, parallel, report
+from tltrain import command, config, console, evaluation, finished, parallel, report, scores
 from tltrain.data import sources
 from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, TerminatedError, WorkdirError
@@ -75,20 +75,17 @@ def over(run: Finished, split: Split, stop: Callable[[], bool], features: np.nda
 
 
 def _show(run: Finished, split: Split, found: Evaluation) -> None:
-    scores: dict[str, Any] = found.scores
+    measured: dict[str, Any] = found.scores
     unreadable = int((~found.counted).sum())
     console.say(
         f"{run.path}, {run.phase}, on {split.expression}: {int(found.counted.sum())} images"
         + (f", {unreadable} unreadable ones skipped" if unreadable else "")
     )
-    auc = f", AUC {report.number(scores['auc'])}" if "auc" in scores else ""
-    console.say(f"accuracy {report.number(scores['accuracy'])}, loss {report.number(scores['loss'])}{auc}")
-    confusion = np.asarray(scores["confusion"])
-    with np.errstate(invalid="ignore"):  # a class without images or without answers has no recall or precision
-        recall, precision = (np.diag(confusion) / confusion.sum(axis) for axis in (1, 0))
-    numbers = zip(run.class_names, confusion.sum(1), precision, recall, strict=True)
-    rows = [[name, str(count), report.number(p), report.number(r)] for name, count, p, r in numbers]
-    console.table("", ["class", "images", "precision", "recall"], rows)
+    auc = f", AUC {report.number(measured['auc'])}" if "auc" in measured else ""
+    console.say(f"accuracy {report.number(measured['accuracy'])}, loss {report.number(measured['loss'])}{auc}")
+    classes = zip(run.class_names, scores.by_class(np.asarray(measured["confusion"])), strict=True)
+    rows = [[name, str(c.support), *map(report.number, (c.precision, c.recall, c.f1))] for name, c in classes]
+    console.table("", ["class", "images", "precision", "recall", "F1"], rows)
 
 
 def write_lines(path: Path, lines: Any) -> None:

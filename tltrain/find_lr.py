@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from tltrain import command, console, finished, freeze, optim, parallel, programs, steps, train
+from tltrain import charts, command, console, finished, freeze, optim, page, parallel, programs, steps, train
 from tltrain import config as config_lib
 from tltrain.data import sources
 from tltrain.data.split import Data
@@ -64,7 +64,7 @@ def run(
     """Makes the range test of phase `name` of `config`, by `test` `(low, high, steps)`; shows and returns the result.
 
     Returns:
-        The content of `find_lr.json`, which is written to `workdir`.
+        The content of `find_lr.json`, which is written to `workdir` beside the page `find_lr.html`.
 
     Raises:
         ConfigError: there is no such phase, or the rates do not rise.
@@ -91,6 +91,7 @@ def run(
         curve = smoothed(rates, losses)
     found = {"phase": name, "suggestion": suggestion(curve)} | {key: v.tolist() for key, v in curve._asdict().items()}
     _write(workdir / "find_lr.json", found)
+    page.write_text(workdir / "find_lr.html", _drawn(curve, found, num_steps, workdir))
     _show_curve(curve)
     _show(found, num_steps, workdir)
     return found
@@ -189,6 +190,23 @@ def _write(path: Path, found: dict[str, Any]) -> None:
         raise WorkdirError(f"cannot write {path}; {error.strerror}; free space or choose another --workdir") from error
 
 
+def _drawn(curve: Curve, found: dict[str, Any], num_steps: int, workdir: Path) -> str:
+    """The page of the curve, the rate on a logarithmic axis."""
+    steepest = found["suggestion"] and found["suggestion"]["steepest"]
+    best = [(rate, mean) for rate, _, mean in zip(*curve, strict=True) if rate == steepest]
+    points = [list(zip(curve.rates.tolist(), values.tolist(), strict=True)) for values in curve[1:]]
+    series = [charts.Series("loss", "c8", points[:1]), charts.Series("running mean", "c0", points[1:], best)]
+    return page.fill(
+        "find_lr.html",
+        name=page.name_of(workdir),
+        phase=found["phase"],
+        suggestion=found["suggestion"],
+        done=len(curve.rates),
+        num_steps=num_steps,
+        chart=charts.lines("Loss, nats", series, "learning rate", log_x=True),
+    )
+
+
 def _show_curve(curve: Curve) -> None:
     """The curve on the terminal, at a few of its rates."""
     chosen = np.unique(np.linspace(0, len(curve.rates) - 1, _ROWS).round().astype(int))
@@ -208,7 +226,7 @@ def _show(found: dict[str, Any], num_steps: int, workdir: Path) -> None:
             f"{name}.learning_rate: the loss falls fastest at {steepest:.1e}; "
             f"a tenth of the rate where it is lowest is {tenth:.1e}."
         )
-    console.say(f"The whole curve is in {workdir / 'find_lr.json'}.")
+    console.say(f"The curve is in {workdir / 'find_lr.html'}, its numbers in find_lr.json.")
 
 
 if __name__ == "__main__":
