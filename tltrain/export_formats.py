@@ -1,0 +1,174 @@
+"""The file formats a finished run can be exported to: how each is written, loaded again and used."""
+
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tltrain import export_keras, steps
+from tltrain.data import import_tensorflow
+from tltrain.export_resize import resize
+from tltrain.finished import Finished
+from tltrain.models import layers
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
+Function = Callable[[np.ndarray], np.ndarray]  # images, uint8 [B, H, W, 3], to probabilities, float32 [B, num_classes]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    `file` is the name of the file or folder it makes, `extra` of the extra of pip that brings `packages`, `usage` how a
+    program uses PATH. `write(run, path)` makes it, `load(path)` gives back what it computes.
+    """
+
+    file: str
+    extra: str
+    packages: tuple[str, ...]
+    write: Callable[[Finished, Path], None]
+    load: Callable[[Path], Function]
+    usage: str
+
+
+def _write_keras(run, path):
+    export_keras.build(run).save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("class_names.json", json.dumps(run.class_names))
+
+
+def _load_keras(path):
+    model = export_keras.import_keras().saving.load_model(path)
+    return lambda images: np.asarray(model(images, training=False))
+
+
+def _write_saved_model(run, path):
+    keras, tf = export_keras.import_keras(), import_tensorflow()
+    model, archive = export_keras.build(run), keras.export.ExportArchive()
+    images = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
+    archive.track(model)
+    archive.add_endpoint("serve", lambda images: {"probabilities": model(images, training=False)}, [images])
+    archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(run.class_names)}, [])
+    archive.write_out(str(path), verbose=False)
+
+
+def _load_saved_model(path):
+    model = import_tensorflow().saved_model.load(str(path))
+    return lambda images: model.serve(images)["probabilities"].numpy()
+
+
+def _write_tflite(run, path):
+    tf = import_tensorflow()
+    folder = path.with_suffix(".saved_model")
+    _write_saved_model(run, folder)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serve"])
+    path.write_bytes(converter.convert())
+    with zipfile.ZipFile(path, "a") as archive:  # the place of associated files in a TFLite model
+        archive.writestr("labels.txt", "".join(f"{name}\n" for name in run.class_names))
+
+
+def _load_tflite(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    serve = Interpreter(str(path)).get_signature_runner("serve")
+    return lambda images: serve(images=images)["probabilities"]
+
+
+def _write_onnx(run, path):
+    keras, model = export_keras.import_keras(), export_keras.build(run)
+    images = keras.InputSpec("uint8", (None, None, None, 3), name="images")
+    with warnings.catch_warnings():  # of Keras and tf2onnx about NumPy's names
+        warnings.simplefilter("ignore")
+        model.export(path, format="onnx", verbose=False, input_signature=[images])
+    import onnx
+
+    stored = onnx.load(path)
+    _name_outputs(stored.graph)
+    onnx.helper.set_model_props(stored, {"class_names": json.dumps(run.class_names)})
+    onnx.save(stored, path)
+
+
+def _name_outputs(graph: Any) -> None:
+    """Calls the output of an ONNX graph `probabilities`, and its dimensions by what they are."""
+    (images,), (output,) = graph.input, graph.output
+    for node in graph.node:
+        node.output[:] = ["probabilities" if name == output.name else name for name in node.output]
+    output.name = "probabilities"
+    for value, names in ((images, ("batch", "height", "width")), (output, ("batch",))):
+        for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            dimension.dim_param = name
+
+
+def _load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def _write_stablehlo(run, path):
+    data = run.config.data
+
+    def probabilities(images):
+        with jax.default_matmul_precision("highest"):  # the accelerators' own would blur grey levels
+            pixels = resize(jnp, images.astype(jnp.float32), data.image_size, data.resize)
+        return steps.probabilities(run.model.apply(run.variables, pixels))
+
+    shape = (*jax.export.symbolic_shape("batch, height, width"), 3)
+    with layers.portable():
+        exported = jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
+    path.write_bytes(exported.serialize())
+
+
+def _load_stablehlo(path):
+    run = jax.jit(jax.export.deserialize(path.read_bytes()).call)
+    return lambda images: np.asarray(run(images))
+
+
+FORMATS = {
+    "keras": Format(
+        "model.keras",
+        "export",
+        ("keras",),
+        _write_keras,
+        _load_keras,
+        "model = keras.saving.load_model('PATH'); probabilities = model(images)",
+    ),
+    "savedmodel": Format(
+        "saved_model",
+        "export",
+        ("keras", "tensorflow"),
+        _write_saved_model,
+        _load_saved_model,
+        "model = tf.saved_model.load('PATH'); probabilities = model.serve(images)['probabilities']",
+    ),
+    "stablehlo": Format(
+        "model.stablehlo",
+        "export",
+        (),
+        _write_stablehlo,
+        _load_stablehlo,
+        "model = jax.export.deserialize(Path('PATH').read_bytes()); probabilities = model.call(images)",
+    ),
+    "onnx": Format(
+        "model.onnx",
+        "onnx",
+        ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime"),
+        _write_onnx,
+        _load_onnx,
+        "model = onnxruntime.InferenceSession('PATH'); probabilities = model.run(None, {'images': images})[0]",
+    ),
+    "tflite": Format(
+        "model.tflite",
+        "tflite",
+        ("keras", "tensorflow", "ai_edge_litert"),
+        _write_tflite,
+        _load_tflite,
+        "model = Interpreter('PATH').get_signature_runner('serve'); probabilities = model(images=images)['probabilities']",
+    ),
+}
