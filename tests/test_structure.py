@@ -8,14 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a file imports only files below it in this list
 ORDER = (
-    "main sweep table command together heads train loop evaluate inputs features forward store steps optim report "
+    "main export export_formats export_keras export_resize "
+    "sweep table command together heads train loop evaluate inputs features forward store steps optim report "
     "tensorboard finished workdir checkpoint parallel "
     "data.pipeline data.sources data.folder_source data.tfds_source data.split data.preprocess data console "
     "models.zoo freeze weights download models.classifier models.mobilenet_v2 models.backbone models.layers "
     "metrics config errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
-HOMES |= {"absl": ("command", "sweep")}
+HOMES |= {"absl": ("command", "sweep"), "keras": "export_keras", "ai_edge_litert": "export_formats"}
+HOMES |= {"onnx": "export_formats", "onnxruntime": "export_formats"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
 
 

@@ -1,9 +1,15 @@
-"""The file formats a finished run can be exported to: how each is written, loaded again and used."""
+"""The file formats a finished run can be exported to: how each is written, loaded again and used.
 
+All but StableHLO derive from one Keras model. StableHLO is readable by every JAX of the next six months at least (the
+guarantee of `jax.export`), the others as long as their runtimes read them.
+"""
+
+import contextlib
 import json
+import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +30,9 @@ Function = Callable[[np.ndarray], np.ndarray]  # images, uint8 [B, H, W, 3], to 
 class Format(NamedTuple):
     """One format.
 
-    `file` is the name of the file or folder it makes, `extra` of the extra of pip that brings `packages`, `usage` how a
-    program uses PATH. `write(run, path)` makes it, `load(path)` gives back what it computes.
+    `file` is the name of the file or folder it makes, `extra` the extra of pip that brings `packages`. `write(run,
+    path)` makes it, `load(path)` gives back what it computes. `usage` is how a program uses PATH, `class_names` where
+    they are in it. It is compared on `max_photos` photos: fewer where each size is compiled.
     """
 
     file: str
@@ -34,6 +41,8 @@ class Format(NamedTuple):
     write: Callable[[Finished, Path], None]
     load: Callable[[Path], Function]
     usage: str
+    class_names: str
+    max_photos: int = 64
 
 
 def _write_keras(run, path):
@@ -63,12 +72,12 @@ def _load_saved_model(path):
 
 
 def _write_tflite(run, path):
-    tf = import_tensorflow()
     folder = path.with_suffix(".saved_model")
     _write_saved_model(run, folder)
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serve"])
-    path.write_bytes(converter.convert())
-    with zipfile.ZipFile(path, "a") as archive:  # the place of associated files in a TFLite model
+    converter = import_tensorflow().lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serve"])
+    with _silent_stderr():
+        path.write_bytes(converter.convert())
+    with zipfile.ZipFile(path, "a") as archive:  # where TensorFlow Lite keeps the files of a model
         archive.writestr("labels.txt", "".join(f"{name}\n" for name in run.class_names))
 
 
@@ -76,25 +85,43 @@ def _load_tflite(path):
     from ai_edge_litert.interpreter import Interpreter
 
     serve = Interpreter(str(path)).get_signature_runner("serve")
-    return lambda images: serve(images=images)["probabilities"]
+
+    def run(images):
+        with _silent_stderr():
+            return serve(images=images)["probabilities"]
+
+    return run
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Within the block nothing reaches stderr: what the C++ of TensorFlow Lite says there, no setting turns off."""
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _write_onnx(run, path):
     keras, model = export_keras.import_keras(), export_keras.build(run)
     images = keras.InputSpec("uint8", (None, None, None, 3), name="images")
-    with warnings.catch_warnings():  # of Keras and tf2onnx about NumPy's names
+    with warnings.catch_warnings():  # of Keras and tf2onnx about names of NumPy
         warnings.simplefilter("ignore")
         model.export(path, format="onnx", verbose=False, input_signature=[images])
     import onnx
 
     stored = onnx.load(path)
-    _name_outputs(stored.graph)
+    _name_values(stored.graph)
     onnx.helper.set_model_props(stored, {"class_names": json.dumps(run.class_names)})
     onnx.save(stored, path)
 
 
-def _name_outputs(graph: Any) -> None:
-    """Calls the output of an ONNX graph `probabilities`, and its dimensions by what they are."""
+def _name_values(graph: Any) -> None:
+    """Calls the output of an ONNX graph `probabilities`, and the dimensions that are open by what they are."""
     (images,), (output,) = graph.input, graph.output
     for node in graph.node:
         node.output[:] = ["probabilities" if name == output.name else name for name in node.output]
@@ -115,7 +142,7 @@ def _write_stablehlo(run, path):
     data = run.config.data
 
     def probabilities(images):
-        with jax.default_matmul_precision("highest"):  # the accelerators' own would blur grey levels
+        with jax.default_matmul_precision("highest"):  # an accelerator's default would blur grey levels
             pixels = resize(jnp, images.astype(jnp.float32), data.image_size, data.resize)
         return steps.probabilities(run.model.apply(run.variables, pixels))
 
@@ -137,15 +164,17 @@ FORMATS = {
         ("keras",),
         _write_keras,
         _load_keras,
-        "model = keras.saving.load_model('PATH'); probabilities = model(images)",
+        "model = keras.saving.load_model('PATH'); model(images)",
+        "class_names.json in the file, which is a zip",
     ),
     "savedmodel": Format(
         "saved_model",
         "export",
-        ("keras", "tensorflow"),
+        ("keras",),
         _write_saved_model,
         _load_saved_model,
-        "model = tf.saved_model.load('PATH'); probabilities = model.serve(images)['probabilities']",
+        "model = tf.saved_model.load('PATH'); model.serve(images)['probabilities']",
+        "model.class_names()['class_names']",
     ),
     "stablehlo": Format(
         "model.stablehlo",
@@ -153,22 +182,26 @@ FORMATS = {
         (),
         _write_stablehlo,
         _load_stablehlo,
-        "model = jax.export.deserialize(Path('PATH').read_bytes()); probabilities = model.call(images)",
+        "model = jax.export.deserialize(Path('PATH').read_bytes()); model.call(images)",
+        "class_names.json beside it",
+        max_photos=12,
     ),
     "onnx": Format(
         "model.onnx",
         "onnx",
-        ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime"),
+        ("keras", "tf2onnx", "onnx", "onnxruntime"),
         _write_onnx,
         _load_onnx,
-        "model = onnxruntime.InferenceSession('PATH'); probabilities = model.run(None, {'images': images})[0]",
+        "model = onnxruntime.InferenceSession('PATH'); model.run(None, {'images': images})[0]",
+        "model.get_modelmeta().custom_metadata_map['class_names'], JSON",
     ),
     "tflite": Format(
         "model.tflite",
         "tflite",
-        ("keras", "tensorflow", "ai_edge_litert"),
+        ("keras", "ai_edge_litert"),
         _write_tflite,
         _load_tflite,
-        "model = Interpreter('PATH').get_signature_runner('serve'); probabilities = model(images=images)['probabilities']",
+        "model = Interpreter('PATH').get_signature_runner('serve'); model(images=images)['probabilities']",
+        "labels.txt in the file, which is a zip too",
     ),
 }

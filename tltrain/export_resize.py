@@ -2,8 +2,9 @@
 
 Pillow weighs the pixels around a position by a triangle, widened by the factor by which the image shrinks; first along
 rows, then along columns. Its weights are rounded to 22 bits, its sums to whole grey levels (`Resample.c` in Pillow's
-`src/libImaging`). A sum of 8 bits times 22 has no room in a float32, so a weight is two numbers of 11 bits here, and all
-sums are exact: up to 960 pixels a side to 224 always, beyond that but for a rare grey level.
+`src/libImaging`). A sum of 8 bits times 22 has no room in a float32, so a weight is two numbers of 11 bits here, and
+the sums are exact: to 224 pixels from up to 960 a side always, from more but for a rare grey level. The edges of a
+`"crop"` to what is no square are rounded by Pillow, not here, which moves a few pixels in ten thousand by a level.
 """
 
 from typing import Any

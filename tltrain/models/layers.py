@@ -2,7 +2,8 @@
 
 XLA's convolution on CPU is an order of magnitude slower than the machine for depthwise kernels (jax-ml/jax#23713) and
 slower than a matrix product for 1x1 kernels, so on CPU convolutions become taps and products of equal value; GPU and
-TPU get `lax.conv_general_dilated`, and so does a `portable` program. Shapes: `B` batch, `H W` image, `C` input and `D` output channels.
+TPU get `lax.conv_general_dilated`, and so does a `portable` program. Shapes: `B` batch, `H W` image, `C` input and
+`D` output channels.
 """
 
 import contextlib
