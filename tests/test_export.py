@@ -22,6 +22,7 @@ from tltrain.export_formats import FORMATS
 from tltrain.export_resize import resize
 from tltrain.models import layers, zoo
 from tltrain.models.backbone import scaled
+from tltrain.models.classifier import Classifier
 from tltrain.workdir import Clock
 
 SIZES = [(40, 48), (32, 32), (97, 61), (200, 333)]
@@ -235,6 +236,18 @@ def test_a_stopped_export_leaves_nothing(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", zoo.BACKBONES)
+def test_every_backbone_names_the_network_of_keras_that_has_its_weights(name):
+    backbone = zoo.BACKBONES[name]()
+    network, arguments = backbone.keras_application()
+    options = {"weights": None, "include_top": False, **arguments}
+    theirs = getattr(export_keras.import_keras().applications, network)(**options)
+    shapes = {kind: tree["backbone"] for kind, tree in zoo.shapes(Classifier(backbone, 1, 0.0, "tf")).items()}
+    leaves = weights.expected_leaves(backbone.keras_layers(), shapes)
+    ours = {(leaf.keras_layer, leaf.keras_names[-1]): leaf.keras_shape for leaf in leaves}
+    assert ours == {(layer.name, w.name): tuple(w.shape) for layer in theirs.layers for w in layer.weights}
+
+
 def test_a_network_that_keras_does_not_build_is_named(tiny, tmp_path):
     model = zoo.create(tiny, 2)
     run = finished.Finished(tmp_path, tiny, ("a", "b"), model, zoo.init(model, 0, None), "probe", 5, {})
@@ -277,7 +290,7 @@ def test_an_unknown_format_gets_one_line(tmp_path):
 @pytest.mark.shared_data
 def test_a_run_of_cats_and_dogs_is_exported_to_keras(shared_data, tmp_path):
     config = default()
-    config.data.update(data_dir=str(shared_data / "tfds"), splits=("train[:1%]", "train[99%:]"))
+    config.data.update(data_dir=str(shared_data / "tfds"), splits=("train[:1%]", "train[99%:]"), image_size=(96, 96))
     config.model.weights = str(shared_data / "weights" / "mobilenet_v2_1.0_no_top_keras_layout.h5")
     config.features.dir = str(tmp_path / "features")
     config.probe.epochs = 1

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_enable_compilation_cache", False)
 
     def work(stop):
-        names = arguments.format.split(",")
+        names = list(dict.fromkeys(arguments.format.split(",")))
         folder = arguments.output or arguments.workdir / "export"
         check(names, folder)
         export(finished.load(arguments.workdir), names, folder, stop)

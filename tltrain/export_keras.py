@@ -55,9 +55,9 @@ def _fill(body, run):
     theirs = {(layer.name, weight.name): weight for layer in body.layers for weight in layer.weights}
     variables = {name: tree["backbone"] for name, tree in run.variables.items()}
     for leaf in weights.expected_leaves(backbone.keras_layers(), variables):
-        weight = next((theirs.pop(key) for n in leaf.keras_names if (key := (leaf.keras_layer, n)) in theirs), None)
+        weight = theirs.pop((leaf.keras_layer, leaf.keras_names[-1]), None)
         if weight is None or tuple(weight.shape) != leaf.keras_shape:
-            raise WeightsError(_misfit(run, f"{leaf.keras_layer}/{leaf.keras_names[0]}"))
+            raise WeightsError(_misfit(run, f"{leaf.keras_layer}/{leaf.keras_names[-1]}"))
         array = variables
         for key in leaf.path:
             array = array[key]

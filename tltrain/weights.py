@@ -41,7 +41,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of the backbone: its place in our tree, its shape there and in Keras."""
+    """One array of the backbone: its place and shape in our tree and in Keras, whose version 3 has the last name."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
