@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a file imports only files below it in this list
 ORDER = (
-    "main find_lr sweep table doctor checks.data checks.weights checks.pixels checks.seconds checks.memory "
+    "main find_lr export export_formats export_keras export_resize sweep table doctor checks.data checks.weights "
+    "checks.pixels checks.seconds checks.memory "
     "checks.machine checks.settings checks.phases checks.case checks.finding checks "
     "together heads train predict evaluate command ridge loop evaluation programs inputs features forward store "
     "finished steps mix optim report compare run_page page charts scores bootstrap thumbnails scalars workdir "
@@ -17,7 +18,8 @@ ORDER = (
     "models.mobilenet_v2 models.backbone models.layers metrics config rules errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
-HOMES |= {"absl": ("command", "sweep", "find_lr", "doctor")}
+HOMES |= {"absl": ("command", "sweep", "find_lr", "doctor"), "keras": "export_keras"}
+HOMES |= {"ai_edge_litert": "export_formats", "onnx": "export_formats", "onnxruntime": "export_formats"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
 
 

@@ -32,7 +32,7 @@ from tltrain.errors import WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier, run_frozen
 
-FORMAT = 2  # raise it when the numbers or the files of a store change their meaning
+FORMAT = 3  # raise it when the numbers or the files of a store change their meaning
 
 
 class NoSpaceError(WorkdirError):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,13 @@ def predicted_class(logits: jax.Array) -> jax.Array:
     if logits.shape[-1] == 1:
         return (logits[:, 0] > 0).astype(jnp.int32)
     return logits.argmax(-1).astype(jnp.int32)
+
+
+def probabilities(logits: jax.Array) -> jax.Array:
+    """Float32 `[B, num_classes]` of `logits` `[B, D]`; they sum to one."""
+    if logits.shape[-1] == 1:
+        return nn.sigmoid(jnp.concatenate([-logits, logits], -1))
+    return nn.softmax(logits)
 
 
 def num_classes(logits: jax.Array) -> int:

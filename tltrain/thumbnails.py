@@ -67,7 +67,7 @@ def _make(split: Split, examples: Iterable[str]) -> dict[str, bytes]:
     made = {}
     for example in (example for example in examples if example in index):
         with contextlib.suppress(OSError):
-            image = preprocess.open_image(split.read(index[example]))
+            image = preprocess.decode(split.read(index[example]))
             image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
             out = io.BytesIO()
             image.save(out, "JPEG", quality=80)

@@ -1,4 +1,4 @@
-"""Keras weight files -> backbone variables, by h5py alone.
+"""Keras weight files -> backbone variables, by h5py alone; which array of Keras is which of ours, both ways.
 
 A foreign file is never trusted: what is read is decided by the backbone's own table of names and shapes, and link
 classes, dtypes and shapes are checked before a byte of an array is read (an HDF5 file can point at other files and
@@ -41,7 +41,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of the backbone: its place in our tree, its shape there and in Keras."""
+    """One array of the backbone: its place and shape in our tree and in Keras, whose version 3 has the last name."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict) -> Loa
     """
     path = Path(path)
     sha256 = sha256_of(path)
-    leaves = _expected_leaves(layers, shapes)
+    leaves = expected_leaves(layers, shapes)
     try:
         with h5py.File(path, "r") as file:
             found = dict(_safe_datasets(file))
@@ -87,7 +87,8 @@ def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict) -> Loa
     return Loaded(_nest(arrays), sha256, len(arrays), tuple(ignored))
 
 
-def _expected_leaves(layers, shapes) -> list[Leaf]:
+def expected_leaves(layers: list[KerasLayer], shapes: dict) -> list[Leaf]:
+    """Every array of a backbone, in the order of Keras; `layers` and `shapes` as for `load`."""
     leaves = []
     for layer in layers:
         wanted: list[tuple[tuple[str, str], tuple[str, ...], tuple[int, ...] | None]]

@@ -21,27 +21,32 @@ def load_image(
     """Decodes and resizes one image.
 
     Args:
-        encoded: a JPEG or PNG file.
+        encoded: as for `decode`.
         size: height and width of the result in pixels.
         resize: `"stretch"` maps the whole image onto `size`; `"crop"` keeps the aspect ratio and cuts the longer side.
         augment: random augmentation, or None.
         key: (epoch, example), which with `augment.seed` decides every draw.
 
     Returns:
-        RGB, uint8 `[height, width, 3]`. Grey becomes three equal channels, transparency is laid on white, CMYK is
-        converted, EXIF rotation is applied. Bilinear with antialiasing.
+        RGB, uint8 `[height, width, 3]`. Bilinear with antialiasing.
 
     Raises:
-        OSError: not a JPEG or PNG, truncated or too large.
+        OSError: as `decode`.
     """
-    image = open_image(encoded)
+    image = decode(encoded)
     if augment is None:
         return np.asarray(_resize(image, size, resize))
     return _augmented(image, size, resize, augment, np.random.default_rng([augment.seed, *key]))
 
 
-def open_image(encoded: bytes) -> Image.Image:
-    """A JPEG or PNG file as an RGB image of its own size, upright, as `load_image` sees it; raises OSError."""
+def decode(encoded: bytes) -> Image.Image:
+    """The RGB image of a JPEG or PNG file, at its own size.
+
+    Grey becomes three equal channels, transparency is laid on white, CMYK is converted, EXIF rotation is applied.
+
+    Raises:
+        OSError: not a JPEG or PNG, truncated or too large.
+    """
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -71,7 +76,10 @@ def _resize(image, size, resize, box=None):
         x, y = (left + right) / 2, (top + bottom) / 2
         box = (max(x - half_width, 0), max(y - half_height, 0), x + half_width, y + half_height)
         box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
-    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    # along rows, then along columns: left alone, Pillow takes the order that is faster, which differs by its version
+    left, top, right, bottom = box
+    image = image.resize((size[1], image.height), Image.Resampling.BILINEAR, box=(left, 0, right, image.height))
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=(0, top, size[1], bottom))
 
 
 def _augmented(image, size, resize, augment, rng):

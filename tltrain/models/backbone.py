@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tltrain.models.layers import BatchNorm
 
@@ -33,28 +34,30 @@ class KerasLayer:
 
 
 def scale_pixels(x: jax.Array, pixels: str, dtype: jnp.dtype) -> jax.Array:
-    """Scales `x` `[B, H, W, 3]`, RGB in 0..255 of any dtype, to what a backbone was trained on.
+    """Scales `x` `[B, H, W, 3]`, RGB in 0..255 of any dtype, to what a backbone was trained on; see `scaled`."""
+    return scaled(x.astype(jnp.float32), pixels).astype(dtype)
+
+
+def scaled(x: Any, pixels: str) -> Any:
+    """Float `x` `[B, H, W, 3]`, RGB in 0..255, scaled; of any library, since it is made of operators alone.
 
     `"tf"` is `x / 127.5 - 1`, `"caffe"` is BGR minus the ImageNet mean, `"unit"` is `x / 255` (the scaling of many
     tutorials, wrong for every backbone here). Source: `keras/src/applications/imagenet_utils.py`.
     """
-    x = x.astype(jnp.float32)
     if pixels == "tf":
-        x = x / 127.5 - 1.0
-    elif pixels == "caffe":
-        x = x[..., ::-1] - jnp.asarray(CAFFE_MEAN)
-    elif pixels == "unit":
-        x = x / 255.0
-    else:
-        raise ValueError(f"unknown pixel scaling {pixels!r}")
-    return x.astype(dtype)
+        return x / 127.5 - 1.0
+    if pixels == "caffe":
+        return x[..., ::-1] - np.asarray(CAFFE_MEAN, np.float32)
+    if pixels == "unit":
+        return x / 255.0
+    raise ValueError(f"unknown pixel scaling {pixels!r}")
 
 
 class Backbone(nn.Module):
     """The contract of every backbone.
 
-    A subclass declares what its pretrained weights expect and implements `stage_factories` and `keras_layers`; stages
-    and layers carry Keras' own names. Variables: `params` and `batch_stats`, each `{stage: {layer: {leaf: array}}}`.
+    A subclass declares what its pretrained weights expect and implements the four methods below; stages and layers
+    carry Keras' own names. Variables: `params` and `batch_stats`, each `{stage: {layer: {leaf: array}}}`.
     """
 
     dtype: jnp.dtype = jnp.float32  # of activations
@@ -71,6 +74,10 @@ class Backbone(nn.Module):
 
     def keras_layers(self) -> list[KerasLayer]:
         """The layers with weights, in the order in which Keras makes them."""
+        raise NotImplementedError
+
+    def keras_application(self) -> tuple[str, dict[str, Any]]:
+        """The function of `keras.applications` that makes this network, and its arguments beside size and weights."""
         raise NotImplementedError
 
     def weight_file(self) -> WeightFile | None:

@@ -2,13 +2,16 @@
 
 XLA's convolution on CPU is an order of magnitude slower than the machine for depthwise kernels (jax-ml/jax#23713) and
 slower than a matrix product for 1x1 kernels, so on CPU convolutions become taps and products of equal value; GPU and
-TPU get `lax.conv_general_dilated`. Shapes: `B` batch, `H W` image, `C` input and `D` output channels.
+TPU get `lax.conv_general_dilated`, and so does a `portable` program. Shapes: `B` batch, `H W` image, `C` input and
+`D` output channels.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -16,6 +19,21 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = Sequence[tuple[int, int]]
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Programs traced within the block are the same on every platform."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu" and not _portable.get()
 
 
 def same_padding(size: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Padding:
@@ -30,7 +48,7 @@ def same_padding(size: Sequence[int], kernel: Sequence[int], strides: Sequence[i
 def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], groups: int = 1) -> jax.Array:
     """Convolution of `x` `[B, H, W, C]` with `kernel` `[kh, kw, C / groups, D]`, padding `"same"`."""
     padding = same_padding(x.shape[1:3], kernel.shape[:2], strides)
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return _xla_conv(x, kernel, strides, padding, groups)
     if kernel.shape[:2] == (1, 1) and groups == 1:
         return jnp.einsum("bhwc,cd->bhwd", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
@@ -193,7 +211,7 @@ def map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, size: i
     not fit the processor's cache.
     """
     size = math.gcd(len(x), size)
-    if jax.default_backend() != "cpu" or size == len(x):
+    if not _on_cpu() or size == len(x):
         return function(x)
     chunks = lax.map(function, x.reshape(-1, size, *x.shape[1:]))
     return chunks.reshape(len(x), *chunks.shape[2:])
@@ -207,7 +225,7 @@ def forward_options() -> dict[str, str] | None:
     with the defaults.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return None
     try:
         jax.jit(jnp.negative, compiler_options=options).lower(1.0).compile()

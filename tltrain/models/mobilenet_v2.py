@@ -96,6 +96,9 @@ class MobileNetV2(Backbone):
                 layers.append(KerasLayer(keras_name, kind, (stage, name)))
         return layers
 
+    def keras_application(self):
+        return "MobileNetV2", {"alpha": self.alpha}
+
     def weight_file(self):
         if self.alpha != 1.0:
             return None
