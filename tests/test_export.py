@@ -22,7 +22,7 @@ from tltrain.export_formats import FORMATS
 from tltrain.export_resize import resize
 from tltrain.models import layers, zoo
 from tltrain.models.backbone import scaled
-from tltrain.models.classifier import Classifier
+from tltrain.models.classifier import Classifier, run_frozen
 from tltrain.workdir import Clock
 
 SIZES = [(40, 48), (32, 32), (97, 61), (200, 333)]
@@ -78,7 +78,15 @@ def run(tmp_path_factory):
 
 @functools.cache
 def evaluation(model):
-    return jax.jit(functools.partial(steps.eval_step, model=model, start=0))
+    """`steps.eval_step` after all stages."""
+    num_stages = len(model.backbone.stages)
+
+    @jax.jit
+    def run(variables, batch):
+        features = run_frozen(model, variables, batch["inputs"], 0, num_stages)
+        return steps.eval_step(variables, batch | {"inputs": features}, model=model)
+
+    return run
 
 
 def probabilities_of(run, images):
