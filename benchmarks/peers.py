@@ -97,7 +97,7 @@ def make_environment():
 
 def export(config, scratch):
     """The job in words, with its images and arrays in files for the other libraries."""
-    data = sources.load(config.data)
+    data = sources.load(config.data, config.seed)
     for name in ("train", "val"):
         split = data.splits[name]
         for i, label in enumerate(split.labels):
