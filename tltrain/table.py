@@ -71,8 +71,8 @@ HEADER = ("arm", "n", "accuracy", "difference", "95 % interval", "seconds", "tra
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, accuracies in percent."""
     accuracy = f"{100 * row.mean:.2f}" + ("" if np.isnan(row.std) else f" ± {100 * row.std:.2f}")
-    difference = "" if np.isnan(row.difference) else f"{100 * row.difference:+.2f}"
-    interval = "" if np.isnan(row.low) else f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}]"
+    difference = "" if np.isnan(row.difference) else _points(row.difference)
+    interval = "" if np.isnan(row.low) else f"[{_points(row.low)}, {_points(row.high)}]"
     return (
         row.arm,
         str(row.n),
@@ -82,6 +82,10 @@ def cells(row: Row) -> tuple[str, ...]:
         report.duration(row.seconds),
         f"{row.trainable_parameters:,}",
     )
+
+
+def _points(difference):
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"  # adding zero takes the sign of a negative one
 
 
 def write(made: Sequence[Row], folder: Path) -> None:
