@@ -11,7 +11,9 @@ ORDER = (
     "main sweep table together heads train predict evaluate command ridge loop evaluation programs inputs features "
     "forward store finished steps mix optim report tensorboard workdir checkpoint parallel "
     "data.pipeline data.sources data.folder_source data.tfds_source data.split data.preprocess data.augment data "
-    "console models.zoo freeze weights download models.classifier models.mobilenet_v2 models.backbone models.layers "
+    "console models.zoo freeze weights keras_layout download models.classifier models.densenet models.resnet_v2 "
+    "models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 models.xception "
+    "models.vgg models.backbone models.layers "
     "metrics config rules errors"
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = Sequence[tuple[int, int]]
+VALID = ((0, 0), (0, 0))
 
 
 def same_padding(size: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Padding:
@@ -27,13 +29,15 @@ def same_padding(size: Sequence[int], kernel: Sequence[int], strides: Sequence[i
     return [(t // 2, t - t // 2) for t in total]
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], groups: int = 1) -> jax.Array:
-    """Convolution of `x` `[B, H, W, C]` with `kernel` `[kh, kw, C / groups, D]`, padding `"same"`."""
-    padding = same_padding(x.shape[1:3], kernel.shape[:2], strides)
+def conv2d(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], groups: int = 1, padding: Padding | None = None
+) -> jax.Array:
+    """Convolution of `x` `[B, H, W, C]` with `kernel` `[kh, kw, C / groups, D]`; `padding` None is `"same"`."""
+    padding = same_padding(x.shape[1:3], kernel.shape[:2], strides) if padding is None else padding
     if jax.default_backend() != "cpu":
         return _xla_conv(x, kernel, strides, padding, groups)
     if kernel.shape[:2] == (1, 1) and groups == 1:
-        return jnp.einsum("bhwc,cd->bhwd", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+        return jnp.einsum("bhwc,cd->bhwd", _pad(x, padding)[:, :: strides[0], :: strides[1]], kernel[0, 0])
     if groups == x.shape[-1] == kernel.shape[-1]:
         return _depthwise(_pad(x, padding), kernel, strides)
     if x.shape[-1] <= 4 and groups == 1:
@@ -48,7 +52,7 @@ def _xla_conv(x, kernel, strides, padding, groups):
 
 
 def _pad(x, padding):
-    return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    return jnp.pad(x, ((0, 0), *padding, (0, 0))) if any(map(any, padding)) else x
 
 
 def _taps(x, kernel_size, strides):
@@ -107,40 +111,54 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Conv(nn.Module):
-    """Convolution without bias, padding `"same"`; `depthwise` has one filter a channel.
+    """Convolution; `padding` None is `"same"`, `depthwise` has one filter a channel.
 
-    Parameters: `kernel`, float32, `[kh, kw, C, D]`, or `[kh, kw, 1, C]` where depthwise.
+    Parameters, float32: `kernel` `[kh, kw, C, D]`, or `[kh, kw, 1, C]` where depthwise, and `bias` `[D]` where used.
     """
 
     features: int
     kernel_size: tuple[int, int] = (1, 1)
     strides: tuple[int, int] = (1, 1)
     depthwise: bool = False
+    padding: Padding | None = None
+    use_bias: bool = False
+
+    @property
+    def keras_class(self) -> str:
+        """The class of this layer in Keras."""
+        return "DepthwiseConv2D" if self.depthwise else "Conv2D"
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies the kernel in float32 before it is used."""
+        """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies kernel and bias in float32 before use."""
         groups = x.shape[-1] if self.depthwise else 1
         shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         kernel = kernel if scale is None else kernel * scale
-        return conv2d(x, kernel.astype(x.dtype), self.strides, groups)
+        y = conv2d(x, kernel.astype(x.dtype), self.strides, groups, self.padding)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + (bias if scale is None else bias * scale).astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation with Keras' conventions (`momentum` is the share of the old running value).
 
-    Parameters `scale` and `bias`, statistics `mean` and `var` (biased), all float32 `[D]`.
+    Parameters `scale` (where `use_scale`) and `bias`, statistics `mean` and `var` (biased), all float32 `[D]`.
     """
 
     features: int
     epsilon: float
     momentum: float
     axis_name: str | None = None
+    use_scale: bool = True
+
+    keras_class: ClassVar[str] = "BatchNormalization"
 
     def setup(self) -> None:
         shape = (self.features,)
-        self.scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        self.scale = self.param("scale", nn.initializers.ones, shape, jnp.float32) if self.use_scale else 1.0
         self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         self.var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -167,7 +185,15 @@ class BatchNorm(nn.Module):
         return scale, self.bias - mean * scale
 
 
-def conv_bn(x: jax.Array, conv: Conv, norm: BatchNorm, train: bool) -> jax.Array:
+def normalize(x: jax.Array, norm: BatchNorm, train: bool) -> jax.Array:
+    """`norm(x)`, which in inference mode is one product and one sum."""
+    if train:
+        return norm(x)
+    scale, shift = norm.affine()
+    return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+
+def conv_bn(x: jax.Array, conv: nn.Module, norm: BatchNorm, train: bool) -> jax.Array:
     """`norm(conv(x))`; in inference mode the normalisation is folded into the kernel and costs nothing."""
     if train:
         return norm(conv(x))
