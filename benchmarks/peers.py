@@ -69,7 +69,7 @@ def main(_):
         raise SystemExit(f"{out} holds measurements of another job: {', '.join(changed)}; choose another --out")
     results = kept["rows"]
     with tempfile.TemporaryDirectory(prefix="tltrain_peers_") as scratch:
-        job = export(CONFIG.value, Path(scratch))
+        job = export(zoo.resolved(CONFIG.value), Path(scratch))
         rows = [name for name in (*JOBS, *FORWARD) if not ONLY.value or name in ONLY.value]
         for r in range(ROUNDS.value):
             for name in rows:

@@ -34,19 +34,19 @@ def model_and_variables(num_classes=3):
     return model, zoo.init(model, 0, None)
 
 
-def batch_of(seed=0, num_classes=3):
+def batch_of(seed=0, num_classes=3, size=SIZE):
     rng = np.random.default_rng(seed)
     return {
-        "inputs": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8),
+        "inputs": rng.integers(0, 256, (BATCH, size, size, 3)).astype(np.uint8),
         "label": rng.integers(0, num_classes, BATCH).astype(np.int32),
         "mask": np.arange(BATCH) < BATCH - 1,
         "index": np.arange(BATCH, dtype=np.int32),
     }
 
 
-def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, **phase_options):
+def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, made=None, **phase_options):
     """A train step as the loop makes it, with its initial state and its plan in `epoch`."""
-    model, variables = model_and_variables()
+    model, variables = made or model_and_variables()
     phase = default().finetune
     phase.update({"epochs": 2, "learning_rate": 1e-2, "freeze_until": freeze_until} | phase_options)
     plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until, phase.train_only)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tltrain.models import layers
+from tltrain.models import convolution, layers
 
 SIZES = [(7, 7), (8, 8), (8, 33)]
 
 
 def plain(x, kernel, strides, groups):
-    padding = layers.same_padding(x.shape[1:3], kernel.shape[:2], strides)
+    padding = convolution.same_padding(x.shape[1:3], kernel.shape[:2], strides)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )
@@ -47,7 +47,7 @@ def test_conv2d_and_its_gradients_equal_the_plain_convolution(case, stride, size
         return [y, *grads]
 
     tolerance = 2e-5 if dtype == "float32" else 3e-2
-    for ours, theirs in zip(run(layers.conv2d), run(plain), strict=True):
+    for ours, theirs in zip(run(convolution.conv2d), run(plain), strict=True):
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import h5py
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+import references
+from references import FIRST, base, variables_of
 
-from tltrain import download, weights
+from tltrain import download
 from tltrain.errors import WeightsError
 from tltrain.models import zoo
 from tltrain.models.backbone import WeightFile
@@ -22,12 +23,8 @@ from tltrain.models.backbone import WeightFile
 BACKBONE = zoo.BACKBONES["mobilenet_v2_0.35"]()
 
 
-def shapes_of(backbone):
-    return jax.eval_shape(backbone.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-
-
 def load(path, backbone=BACKBONE):
-    return weights.load(path, backbone.keras_layers(), shapes_of(backbone))
+    return references.load(path, backbone)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +47,7 @@ def write_official(model, path):
             group = file.create_group(layer.name)
             names = []
             for variable in layer.weights:
-                old = "depthwise" in layer.name and variable.name == "kernel"  # its name before Keras 3
+                old = isinstance(layer, keras.layers.DepthwiseConv2D)  # whose array had another name before Keras 3
                 weight = "depthwise_kernel" if old else variable.name
                 names.append(f"{layer.name}/{weight}:0".encode())
                 group.create_dataset(names[-1].decode(), data=np.asarray(variable))
@@ -62,12 +59,20 @@ def nested(model):
     return keras.Model(inputs, head(model(inputs)))
 
 
+def save_without_names(model, path):
+    """As Keras wrote it before it put the names of layers into the file."""
+    model.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file.visititems(lambda _, item: [item.attrs.pop(key) for key in list(item.attrs)])
+
+
 SAVERS = {
     "official": ("base.h5", lambda model, path: write_official(model, path)),
     "whole_model": ("base.h5", lambda model, path: model.save(path)),
     "nested_model": ("nested.h5", lambda model, path: nested(model).save(path)),
     "flat_model": ("flat.h5", lambda model, path: keras.Model(model.input, head(model.output)).save(path)),
     "keras3_weights": ("base.weights.h5", lambda model, path: model.save_weights(path)),
+    "keras3_weights_without_names": ("base.weights.h5", save_without_names),
     "keras3_nested_weights": ("nested.weights.h5", lambda model, path: nested(model).save_weights(path)),
 }
 
@@ -88,6 +93,53 @@ def test_every_layout_gives_every_array(layout, reference, tmp_path):
             ours = arrays[leaf].transpose(0, 1, 3, 2) if layer.class_name == "DepthwiseConv2D" else arrays[leaf]
             np.testing.assert_array_equal(ours, theirs)
     assert loaded.num_arrays == 260
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [name for name in FIRST if name != "mobilenet_v2"])
+def test_every_layout_of_every_family_gives_every_array(name, tmp_path):
+    model, backbone = base(name, (96, 96)), zoo.BACKBONES[name]()
+    wanted = variables_of(backbone)
+    for layout in SAVERS if name == "inception_v3" else ("official", "keras3_weights_without_names"):
+        file, save = SAVERS[layout]
+        save(model, tmp_path / file)
+        found = load(tmp_path / file, backbone).variables
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, wanted))), layout
+
+
+def before(layer, model):
+    """`model` behind another layer, flat."""
+    inputs = keras.Input((96, 96, 3))
+    inner = keras.applications.EfficientNetB0(weights=None, include_top=False, input_tensor=layer(inputs))
+    inner.set_weights(layer.get_weights() + model.get_weights())
+    return inner
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_layers_without_names_that_fit_in_two_ways_are_refused(tmp_path):
+    before(keras.layers.Normalization(), base("efficientnet_b0", (96, 96))).save(tmp_path / "two.h5")
+    with pytest.raises(
+        WeightsError, match=r"ambiguous Normalization \(1 of 2 layers without a name .* save the backbone"
+    ):
+        load(tmp_path / "two.h5", zoo.BACKBONES["efficientnet_b0"]())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_layers_without_names_in_a_file_without_order_or_of_another_model_are_refused(tmp_path):
+    backbone = zoo.BACKBONES["inception_v3"]()
+    model = base("inception_v3", (96, 96))
+    model.save(tmp_path / "base.h5")
+    with h5py.File(tmp_path / "base.h5", "r+") as file:
+        names = file["model_weights"].attrs["layer_names"]
+        first, second = (i for i, name in enumerate(names) if name.startswith("conv2d") and i in (1, 4))
+        names[first], names[second] = names[second], names[first]
+        file["model_weights"].attrs["layer_names"] = names
+    with pytest.raises(WeightsError, match=r"misshapen stem/conv1_1/kernel: \(3, 3, 32, 32\)"):
+        load(tmp_path / "base.h5", backbone)
+    with h5py.File(tmp_path / "base.h5", "r+") as file:
+        del file["model_weights"].attrs["layer_names"]
+    with pytest.raises(WeightsError, match="no attribute 'layer_names', by which layers without a name"):
+        load(tmp_path / "base.h5", backbone)
 
 
 def test_the_published_model_of_the_quickstart_fills_the_backbone():
@@ -209,16 +261,21 @@ def server(tmp_path):
 CONTENT = os.urandom(3_000_000)
 
 
-def published(server, content=CONTENT):
-    return WeightFile(f"{server}/base.h5", hashlib.sha256(content).hexdigest(), len(content))
+def published(server, kind="sha256 and size", content=CONTENT):
+    url, sha256, md5 = f"{server}/base.h5", hashlib.sha256(content).hexdigest(), hashlib.md5(content).hexdigest()
+    return WeightFile(url, md5=md5) if kind == "md5" else WeightFile(url, sha256, len(content))
 
 
-def test_a_download_is_verified_and_done_once(server, tmp_path):
+KINDS = pytest.mark.parametrize("kind", ["sha256 and size", "md5"])
+
+
+@KINDS
+def test_a_download_is_verified_and_done_once(kind, server, tmp_path):
     (tmp_path / "served" / "base.h5").write_bytes(CONTENT)
-    path = download.download(published(server), tmp_path / "cache")
+    path = download.download(published(server, kind), tmp_path / "cache")
     assert path.read_bytes() == CONTENT
     (tmp_path / "served" / "base.h5").unlink()
-    assert download.download(published(server), tmp_path / "cache") == path
+    assert download.download(published(server, kind), tmp_path / "cache") == path
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["base.h5"]
 
 
@@ -229,11 +286,12 @@ WRONG = {
 }
 
 
+@KINDS
 @pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
-def test_wrong_bytes_never_reach_the_final_name(content, server, tmp_path):
+def test_wrong_bytes_never_reach_the_final_name(content, kind, server, tmp_path):
     (tmp_path / "served" / "base.h5").write_bytes(content)
     with pytest.raises(WeightsError, match="did not send the published file"):
-        download.download(published(server), tmp_path / "cache")
+        download.download(published(server, kind), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 

@@ -21,7 +21,7 @@ def default() -> ConfigDict:
     data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS' own default
     data.splits = ("train[:80%]", "train[80%:]")  # (train, val) or (train, val, test)
     data.shots = 0  # training examples of each class, drawn by `seed`; 0: all there are
-    data.image_size = (224, 224)  # height and width in pixels that the backbone sees
+    data.image_size = config_dict.placeholder(tuple)  # height, width in pixels for the backbone; None: its own
     data.resize = "stretch"  # "stretch": aspect ratio not kept | "crop": keep it, cut the longer side
     data.pixels = "backbone"  # "backbone": as it was trained | "unit": the /255 of many tutorials, wrong for all here
     data.max_corrupt = 0.001  # share of unreadable images above which the run stops

@@ -10,14 +10,16 @@ from rich.progress import wrap_file
 from tltrain.errors import WeightsError
 from tltrain.models.backbone import Backbone, WeightFile
 
+MAX_BYTES = 2**30  # of a file whose size is not published
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file; raises WeightsError where it cannot be read."""
+
+def digest(path: Path, algorithm: str) -> str:
+    """Hex digest of a file by `algorithm`, "sha256" or "md5"; raises WeightsError where it cannot be read."""
     try:
         if not path.is_file():
             raise WeightsError(f"no weight file at {path}; set model.weights to a Keras .h5, or to 'imagenet'")
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read {path}; {error.strerror}; check the path and its permissions") from error
 
@@ -34,10 +36,10 @@ def imagenet(backbone: Backbone) -> Path:
     Raises:
         WeightsError: no verified file is known for this variant, or as `download`.
     """
-    file = backbone.weight_file()
+    file = backbone.weight_file
     if file is None:
         raise WeightsError(
-            f"no ImageNet file with a known sha256 for this variant of {type(backbone).__name__}; "
+            f"no ImageNet file with a known hash for this variant of {type(backbone).__name__}; "
             "fetch the Keras file without top yourself and give its path as model.weights"
         )
     return download(file, local(file).parent)
@@ -52,7 +54,7 @@ def download(file: WeightFile, directory: Path) -> Path:
     """The verified local copy of `file`, fetched to `directory` on first use.
 
     Raises:
-        WeightsError: no network, or bytes whose size or sha256 is not the pinned one. A partial file never stands
+        WeightsError: no network, or bytes whose size or hash is not the published one. A partial file never stands
             under the final name.
     """
     path = directory / file.url.rpartition("/")[2]
@@ -63,32 +65,43 @@ def download(file: WeightFile, directory: Path) -> Path:
             raise WeightsError(
                 f"cannot download the pretrained weights; {error}; fetch {file.url} by hand and put it at {path}"
             ) from error
-    if path.stat().st_size != file.num_bytes or (found := sha256_of(path)) != file.sha256:
-        found = f"{path.stat().st_size} bytes" if path.stat().st_size != file.num_bytes else f"sha256 {found}"
+    if (found := _described(file, path)) != (expected := _expected(file)):
         raise WeightsError(
-            f"{path} is not the published file; it has {found}, expected {file.num_bytes} bytes, sha256 {file.sha256}; "
-            "remove it and start again"
+            f"{path} is not the published file; it has {found}, expected {expected}; remove it and start again"
         )
     return path
+
+
+def _expected(file):
+    size = "" if file.num_bytes is None else f"{file.num_bytes} bytes, "
+    return size + " ".join(file.checksum)
+
+
+def _described(file, path):
+    """What stands at `path`, in the words of `_expected`."""
+    size = "" if file.num_bytes is None else f"{path.stat().st_size} bytes, "
+    algorithm = file.checksum[0]
+    return f"{size}{algorithm} {digest(path, algorithm)}"
 
 
 def _fetch(file: WeightFile, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    limit = file.num_bytes or MAX_BYTES
     try:
         with urllib.request.urlopen(file.url, timeout=30) as response, part.open("wb") as out:
-            size = int(response.headers.get("Content-Length", file.num_bytes))
+            size = int(response.headers.get("Content-Length", limit))
             with wrap_file(response, size, description=path.name) as reader:
                 while chunk := reader.read(1 << 20):
                     out.write(chunk)
-                    if out.tell() > file.num_bytes:
+                    if out.tell() > limit:
                         break
             out.flush()
             os.fsync(out.fileno())
-        if part.stat().st_size != file.num_bytes or sha256_of(part) != file.sha256:
+        if (found := _described(file, part)) != (expected := _expected(file)):
             raise WeightsError(
-                f"{file.url} did not send the published file; {part.stat().st_size} bytes, sha256 {sha256_of(part)}, "
-                f"expected {file.num_bytes} bytes, sha256 {file.sha256}; try again, or put the right file at {path}"
+                f"{file.url} did not send the published file; it sent {found}, expected {expected}; "
+                f"try again, or put the right file at {path}"
             )
         part.replace(path)
     finally:

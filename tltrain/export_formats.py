@@ -21,7 +21,7 @@ from tltrain import export_keras, steps
 from tltrain.data import import_tensorflow
 from tltrain.export_resize import resize
 from tltrain.finished import Finished
-from tltrain.models import layers
+from tltrain.models import convolution
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
 Function = Callable[[np.ndarray], np.ndarray]  # images, uint8 [B, H, W, 3], to probabilities, float32 [B, num_classes]
@@ -147,7 +147,7 @@ def _write_stablehlo(run, path):
         return steps.probabilities(run.model.apply(run.variables, pixels))
 
     shape = (*jax.export.symbolic_shape("batch, height, width"), 3)
-    with layers.portable():
+    with convolution.portable():
         exported = jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
     path.write_bytes(exported.serialize())
 

@@ -1,16 +1,22 @@
 """A finished run as a model of plain Keras layers: the body is Keras' own network, the rest stands around it."""
 
+import functools
+import itertools
+import operator
 import os
 from typing import Any
 
 import numpy as np
 
-from tltrain import weights
+from tltrain import keras_layout
 from tltrain.data import import_tensorflow
 from tltrain.errors import WeightsError
 from tltrain.export_resize import resize
 from tltrain.finished import Finished
 from tltrain.models.backbone import scaled
+from tltrain.models.efficientnet import normalization_scale
+
+_OTHER_NAMES = {"mobilenetv1": "mobilenet"}  # in keras.applications, of what the zoo names otherwise
 
 
 def import_keras() -> Any:
@@ -32,7 +38,7 @@ def build(run: Finished) -> Any:
         WeightsError: the network of `keras.applications` has other weights than the backbone.
     """
     keras, model, data = import_keras(), run.model, run.config.data
-    name, arguments = model.backbone.keras_application()
+    name, arguments = _application(run)
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     pixels = resize(keras.ops, keras.ops.cast(images, "float32"), data.image_size, data.resize)
     body = getattr(keras.applications, name)(
@@ -49,29 +55,44 @@ def build(run: Finished) -> Any:
     return keras.Model(images, outputs, name=run.config.model.backbone)
 
 
+def _application(run):
+    """The function of `keras.applications` that makes the network of `run`, and its arguments but size and weights."""
+    backbone = run.model.backbone
+    arguments = {"alpha": backbone.alpha} if hasattr(backbone, "alpha") else {}
+    name = run.config.model.backbone.removesuffix(f"_{backbone.alpha}") if arguments else run.config.model.backbone
+    found = {function.lower(): function for function in dir(import_keras().applications)}
+    name = name.replace("_", "")
+    function = _OTHER_NAMES.get(name, name)
+    if function not in found:
+        raise WeightsError(_misfit(run, "its name"))
+    return found[function], arguments
+
+
 def _fill(body, run):
     """Sets every weight of the Keras model `body` to that of the backbone, and its BatchNorm momentum."""
     backbone = run.model.backbone
-    theirs = {(layer.name, weight.name): weight for layer in body.layers for weight in layer.weights}
     variables = {name: tree["backbone"] for name, tree in run.variables.items()}
-    for leaf in weights.expected_leaves(backbone.keras_layers(), variables):
-        weight = theirs.pop((leaf.keras_layer, leaf.keras_names[-1]), None)
-        if weight is None or tuple(weight.shape) != leaf.keras_shape:
-            raise WeightsError(_misfit(run, f"{leaf.keras_layer}/{leaf.keras_names[-1]}"))
-        array = variables
-        for key in leaf.path:
-            array = array[key]
-        weight.assign(np.asarray(array).transpose(leaf.transpose) if leaf.transpose else array)
-    if theirs:
-        raise WeightsError(_misfit(run, "/".join(next(iter(theirs)))))
-    if backbone.batch_norm_momentum is not None:
-        for layer in body.layers:
-            if hasattr(layer, "moving_mean"):
-                layer.momentum = backbone.batch_norm_momentum
+    ours = backbone.keras_layers()
+    leaves = keras_layout.leaves(ours, variables)
+    theirs = [layer for layer in body.layers if layer.weights]
+    for layer, filled in itertools.zip_longest(ours, theirs):
+        if layer is None or filled is None or type(filled).__name__ != layer.class_name:
+            raise WeightsError(_misfit(run, filled.name if filled else layer.name))
+        free = {weight.name: weight for weight in filled.weights if weight.name != "count"}
+        for leaf in (leaf for leaf in leaves if leaf.layer == layer):
+            weight = free.pop(leaf.keys[-2], None)
+            if weight is None or tuple(weight.shape) != leaf.keras_shape:
+                raise WeightsError(_misfit(run, f"{filled.name}/{leaf.keys[-2]}"))
+            array = np.asarray(functools.reduce(operator.getitem, leaf.path, variables))
+            weight.assign(array.transpose(leaf.transpose) if leaf.transpose else array)
+        if free:
+            raise WeightsError(_misfit(run, f"{filled.name}/{next(iter(free))}"))
+        if layer.class_name == "Normalization":
+            filled.variance.assign(1 / np.square(normalization_scale(np.asarray(filled.variance))))
+            filled.finalize_state()
+        if layer.class_name == "BatchNormalization" and backbone.batch_norm_momentum is not None:
+            filled.momentum = backbone.batch_norm_momentum
 
 
 def _misfit(run, weight):
-    return (
-        f"{run.config.model.backbone!r} is not the network that Keras builds; at {weight}; "
-        "export it as stablehlo, or state its Keras network in keras_application"
-    )
+    return f"{run.config.model.backbone!r} is not the network that Keras builds; at {weight}; export it as stablehlo"

@@ -71,7 +71,7 @@ def run(
         TltrainError: of the kind its class says.
     """
     config_lib.validate(config)
-    zoo.check(config)
+    config = zoo.resolved(config)
     name = name or next(phase for phase in reversed(config_lib.PHASES) if config[phase].epochs)
     low, high, num_steps = test
     if not config[name].epochs:

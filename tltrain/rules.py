@@ -32,8 +32,10 @@ _SPLITS = (
     "a tuple of two or three split expressions, (train, val) or (train, val, test)",
 )
 _SIZE = (
-    lambda v: isinstance(v, tuple) and len(v) == 2 and all(isinstance(n, int) and 32 <= n <= 4096 for n in v),
-    "a tuple (height, width), each from 32 to 4096 pixels",
+    lambda v: (
+        v is None or (isinstance(v, tuple) and len(v) == 2 and all(isinstance(n, int) and 32 <= n <= 4096 for n in v))
+    ),
+    "None or a tuple (height, width), each from 32 to 4096 pixels",
 )
 _RANDAUGMENT = (
     lambda v: v == (0, 0) or (isinstance(v, tuple) and len(v) == 2 and _COUNT[0](v[0]) and _number(0, 10)[0](v[1])),

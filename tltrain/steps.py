@@ -141,7 +141,8 @@ def train_step(
         variables = {"params": freeze.merge(trainable, frozen), "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, inputs, plan.cut, batch_norm_train, keys, mutable=["batch_stats"])
         losses = _batch_losses(logits, batch, smoothing, class_weights)
-        return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, updated.get("batch_stats", {}))
+        batch_stats = updated.get("batch_stats", state.batch_stats)
+        return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, batch_stats)
 
     grads, (logits, losses, batch_stats) = jax.grad(summed_loss, has_aux=True)(trainable)
     counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))

@@ -98,7 +98,7 @@ def _changed(base, arm):
     try:
         config.update_from_flattened_dict(arm)
         config_lib.validate(config)
-        zoo.check(config)
+        config = zoo.resolved(config)
     except (TypeError, ValueError, TltrainError) as error:
         raise ConfigError(f"{error}; in the arm {arm} of sweep()") from error
     return config

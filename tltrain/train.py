@@ -51,7 +51,7 @@ def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] =
         TltrainError: of the kind its class says.
     """
     config_lib.validate(config)
-    zoo.check(config)
+    config = zoo.resolved(config)
     with contextlib.closing(Workdir(path, config)) as work:
         return _run_in(work, config, clock, stop)
 
@@ -94,9 +94,12 @@ def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict
     path = download.imagenet(model.backbone) if source == "imagenet" else Path(source).expanduser()
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
     loaded = weights.load(path, model.backbone.keras_layers(), shapes)
+    published = model.backbone.weight_file if source == "imagenet" else None
+    verified = f" ({published.checksum[0]} verified)" if published else ""
     unused = f"; not used: {', '.join(loaded.ignored)}" if loaded.ignored else ""
     console.say(
-        f"Weights: {path.name} fills all {loaded.num_arrays} arrays of {config.model.backbone}; new: head{unused}"
+        f"Weights: {path.name}{verified} fills all {loaded.num_arrays} arrays of {config.model.backbone}; "
+        f"new: head{unused}"
     )
     return zoo.init(model, config.seed, loaded.variables), {"source": str(path), "sha256": loaded.sha256}
 

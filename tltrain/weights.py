@@ -5,7 +5,6 @@ classes, dtypes and shapes are checked before a byte of an array is read (an HDF
 declare terabytes).
 """
 
-import collections
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,19 +13,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tltrain.download import sha256_of
+from tltrain import keras_layout
+from tltrain.download import digest
 from tltrain.errors import WeightsError
+from tltrain.keras_layout import Leaf, Match
 from tltrain.models.backbone import KerasLayer
 
 MAX_GROUPS = 20_000
 MAX_DEPTH = 8
-_NORM_LEAVES = {
-    "gamma": ("params", "scale"),
-    "beta": ("params", "bias"),
-    "moving_mean": ("batch_stats", "mean"),
-    "moving_variance": ("batch_stats", "var"),
-}
-_SNAKE = {"Conv2D": "conv2d", "DepthwiseConv2D": "depthwise_conv2d", "BatchNormalization": "batch_normalization"}
 
 
 @dataclass(frozen=True)
@@ -39,29 +33,13 @@ class Loaded:
     ignored: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """One array of the backbone: its place and shape in our tree and in Keras, whose version 3 has the last name."""
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    keras_layer: str
-    keras_names: tuple[str, ...]
-    transpose: tuple[int, ...] | None
-
-    @property
-    def keras_shape(self) -> tuple[int, ...]:
-        """The shape in the file."""
-        return tuple(self.shape[i] for i in self.transpose) if self.transpose else self.shape
-
-
 def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict) -> Loaded:
     """Fills every leaf of a backbone exactly once from a Keras file.
 
     Args:
         path: the official weight layout, a whole Keras 2 or 3 `.h5` model that contains the backbone (nested or flat),
             or a Keras 3 `.weights.h5`.
-        layers: the backbone's layers, in the order in which Keras makes them.
+        layers: the backbone's layers, in the order of `model.layers` in Keras.
         shapes: its variables as a tree of things with a `shape`: `{"params": {stage: {layer: {leaf: ...}}}, ...}`.
 
     Raises:
@@ -69,43 +47,61 @@ def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict) -> Loa
             of them are named at once, and nothing is loaded.
     """
     path = Path(path)
-    sha256 = sha256_of(path)
-    leaves = expected_leaves(layers, shapes)
+    sha256 = digest(path, "sha256")
+    leaves = keras_layout.leaves(layers, shapes)
     try:
         with h5py.File(path, "r") as file:
-            found = dict(_safe_datasets(file))
-            if any("/vars/" in f"/{name}" for name in found):
-                chosen, ignored = _match_by_order(found, layers, leaves, path)
-            else:
-                chosen, ignored = _match_by_name(found, layers, leaves, path)
-            arrays = {leaf.path: _read(dataset, leaf) for leaf, dataset in chosen.items()}
+            match = _match(file, layers, leaves, path)
+            if match.faults:
+                raise WeightsError(
+                    f"{path} does not fit the backbone ({len(leaves)} arrays); {_some(match.faults)}; "
+                    "check model.backbone against the model the file was saved from"
+                )
+            arrays = {leaf.path: _read(dataset, leaf) for leaf, dataset in match.chosen.items()}
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise WeightsError(f"cannot read {path} as a Keras HDF5 file; {error}; fetch or save the file again") from error
     broken = ["/".join(leaf) for leaf, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         raise WeightsError(f"{path} holds NaN or infinite weights; in {_some(broken)}; fetch the file again")
-    return Loaded(_nest(arrays), sha256, len(arrays), tuple(ignored))
+    return Loaded(nest(arrays), sha256, len(arrays), tuple(match.ignored))
 
 
-def expected_leaves(layers: list[KerasLayer], shapes: dict) -> list[Leaf]:
-    """Every array of a backbone, in the order of Keras; `layers` and `shapes` as for `load`."""
-    leaves = []
-    for layer in layers:
-        wanted: list[tuple[tuple[str, str], tuple[str, ...], tuple[int, ...] | None]]
-        if layer.class_name == "BatchNormalization":
-            wanted = [((where, leaf), (keras,), None) for keras, (where, leaf) in _NORM_LEAVES.items()]
-        elif layer.class_name == "DepthwiseConv2D":
-            wanted = [(("params", "kernel"), ("depthwise_kernel", "kernel"), (0, 1, 3, 2))]
-        else:
-            wanted = [(("params", name), (name,), None) for name in ("kernel", "bias")]
-        for (collection, leaf), keras_names, transpose in wanted:
-            node = shapes[collection]
-            for key in layer.path:
-                node = node[key]
-            if leaf in node:
-                shape = tuple(node[leaf].shape)
-                leaves.append(Leaf((collection, *layer.path, leaf), shape, layer.name, keras_names, transpose))
-    return leaves
+def _match(file, layers, leaves, path) -> Match:
+    found = dict(_safe_datasets(file))
+    if not any("/vars/" in f"/{name}" for name in found):
+        in_order = found if all(layer.name for layer in layers) else _by_graph(file, found)
+        match = keras_layout.match(layers, leaves, keras_layout.named_layers(in_order))
+        return match._replace(ignored=sorted({group.rpartition("/")[2] for group in match.ignored}))
+    matches = [keras_layout.match(layers, leaves, model) for model in keras_layout.stored_layers(found)]
+    fits = [match for match in matches if not match.faults]
+    if len(fits) > 1:
+        raise WeightsError(f"{path} holds {len(fits)} models that fit the backbone; save the one you mean alone")
+    match = fits[0] if fits else min(matches, key=lambda match: len(match.faults))
+    used = {dataset.name.lstrip("/") for dataset in match.chosen.values()}
+    groups = {name.partition("/vars/")[0] for name in used}
+    others = {name.partition("/vars/")[0] for name in found}
+    return match._replace(ignored=sorted(others - groups))
+
+
+def _by_graph(file: h5py.File, found: dict[str, h5py.Dataset]) -> dict[str, h5py.Dataset]:
+    """`found` in the order of `model.layers`, as attributes of the file say it."""
+    root = "model_weights/" if "model_weights" in file else ""
+    groups = {name[:i] for name in found for i, letter in enumerate(name) if letter == "/"}  # proven to be no links
+    order = []
+    for layer in _strings(file[root or "/"], "layer_names"):
+        if f"{root}{layer}" in groups:
+            weights = _strings(file[f"{root}{layer}"], "weight_names")
+            order += [f"{root}{layer}/{weight}" for weight in weights]
+    return {name: found[name] for name in order if name in found}
+
+
+def _strings(group, name) -> list[str]:
+    """An attribute that is a list of strings, which Keras divides into parts where it is long."""
+    parts = [name] if name in group.attrs else [f"{name}{i}" for i in range(len(group.attrs))]
+    values = [np.atleast_1d(group.attrs[part]) for part in parts if part in group.attrs]
+    if not values:
+        raise ValueError(f"it has no attribute {name!r}, by which layers without a name of their own are told apart")
+    return [value.decode() if isinstance(value, bytes) else str(value) for part in values for value in part]
 
 
 def _safe_datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -136,94 +132,13 @@ def _read(dataset: h5py.Dataset, leaf: Leaf) -> np.ndarray:
     return array.transpose(np.argsort(leaf.transpose)) if leaf.transpose else array
 
 
-def _match_by_name(found, layers, leaves, path):
-    """Official layout and whole models: a dataset ends in `layer/weight`, with or without `:0`."""
-    by_layer: dict[str, dict[str, list[str]]] = {}
-    for name in found:
-        layer, weight = f"/{name}".split("/")[-2:]
-        by_layer.setdefault(layer, {}).setdefault(weight.split(":")[0], []).append(name)
-    wanted = {layer.name for layer in layers}
-    chosen, used, faults = {}, set(), []
-    for leaf in leaves:
-        weights = by_layer.get(leaf.keras_layer, {})
-        names = [name for keras in leaf.keras_names for name in weights.get(keras, [])]
-        label = f"{leaf.keras_layer}/{leaf.keras_names[0]}"
-        used.update(names)
-        if not names:
-            faults.append(f"missing {label}")
-        elif len(names) > 1:
-            faults.append(f"ambiguous {label} ({', '.join(names)})")
-        else:
-            _check(found[names[0]], leaf, label, faults)
-            chosen[leaf] = found[names[0]]
-    faults += [
-        f"unexpected {n}"
-        for layer in sorted(wanted)
-        for ns in by_layer.get(layer, {}).values()
-        for n in ns
-        if n not in used
-    ]
-    _raise(faults, path, len(leaves))
-    return chosen, sorted(set(by_layer) - wanted)
-
-
-def _match_by_order(found, layers, leaves, path):
-    """Keras 3 `.weights.h5`: layers are numbered by class in the order of the model, `layers/conv2d_3/vars/0`."""
-    containers = sorted({name.split("/vars/")[0].rpartition("/")[0] for name in found if "/vars/" in name})
-    results = [_match_container(found, layers, leaves, container) for container in containers]
-    fits = [result for result in results if not result[0]]
-    if len(fits) > 1:
-        raise WeightsError(f"{path} holds {len(fits)} models that fit the backbone; save the one you mean alone")
-    faults, chosen = fits[0] if fits else min(results, key=lambda result: len(result[0]))
-    _raise(faults, path, len(leaves))
-    used = {dataset.name.lstrip("/") for dataset in chosen.values()}
-    return chosen, sorted({name.split("/vars/")[0] for name in found if name not in used})
-
-
-def _match_container(found, layers, leaves, container):
-    keys, numbers = {}, collections.Counter()
-    for layer in layers:
-        kind = _SNAKE[layer.class_name]
-        keys[layer.name] = f"{container}/{kind}" + (f"_{numbers[kind]}" if numbers[kind] else "")
-        numbers[kind] += 1
-    faults, chosen, used = [], {}, collections.Counter()
-    for leaf in leaves:
-        name = f"{keys[leaf.keras_layer]}/vars/{used[leaf.keras_layer]}"
-        used[leaf.keras_layer] += 1
-        label = f"{leaf.keras_layer}/{leaf.keras_names[0]} ({name})"
-        if name in found:
-            _check(found[name], leaf, label, faults)
-            chosen[leaf] = found[name]
-        else:
-            faults.append(f"missing {label}")
-    names = {dataset.name.lstrip("/") for dataset in chosen.values()}
-    faults += [f"unexpected {n}" for n in found if n not in names and n.split("/vars/")[0] in keys.values()]
-    return faults, chosen
-
-
-def _check(dataset, leaf, label, faults):
-    if dataset.shape != leaf.keras_shape:
-        faults.append(f"misshapen {label}: {dataset.shape}, expected {leaf.keras_shape}")
-    elif dataset.dtype not in (np.float32, np.float16):
-        faults.append(f"misshapen {label}: dtype {dataset.dtype}, expected float32 or float16")
-    elif dataset.compression not in (None, "gzip"):
-        faults.append(f"unexpected {label}: compression {dataset.compression}")
-
-
-def _raise(faults, path, num_leaves):
-    if faults:
-        raise WeightsError(
-            f"{path} does not fit the backbone ({num_leaves} arrays); {_some(faults)}; "
-            "check model.backbone against the model the file was saved from"
-        )
-
-
 def _some(names, limit=40):
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def _nest(arrays: dict) -> dict:
+def nest(arrays: dict[tuple[str, ...], np.ndarray]) -> dict:
+    """`{"params": {stage: {layer: {leaf: array}}}, "batch_stats": ...}` of arrays by their path."""
     tree: dict = {"params": {}, "batch_stats": {}}
     for path, array in arrays.items():
         node = tree

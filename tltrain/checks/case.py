@@ -106,13 +106,13 @@ class Case:
     @functools.cached_property
     def backbone(self) -> Backbone:
         """The backbone, whatever the data."""
-        zoo.check(self.config)
+        zoo.resolved(self.config)
         return zoo.create(self.config, 2).backbone
 
     @functools.cached_property
     def model(self) -> Classifier:
         """The model for the classes of the data."""
-        zoo.check(self.config)
+        zoo.resolved(self.config)
         return zoo.create(self.config, len(self.data.class_names))
 
     @functools.cached_property
@@ -123,10 +123,11 @@ class Case:
             return None
         if source != "imagenet":
             return Path(source).expanduser()
-        file = self.backbone.weight_file()
+        file = self.backbone.weight_file
         if file and not (path := download.local(file)).exists():
+            size = "a file" if file.num_bytes is None else f"{file.num_bytes / 2**20:.1f} MiB"
             raise NotThereYetError(
-                f"the weights are not there yet; a run would download {file.num_bytes / 2**20:.1f} MiB from {file.url} "
+                f"the weights are not there yet; a run would download {size} from {file.url} "
                 f"to {path}; without a network put the file there by hand"
             )
         return download.imagenet(self.backbone)

@@ -12,6 +12,7 @@ from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import pipeline
 from tltrain.errors import ConfigError
+from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.layers import BatchNorm
 
@@ -20,11 +21,17 @@ _OLD_SHARE = 0.25  # of the old running statistics left at the end, above which 
 
 
 def repaired(config: ConfigDict) -> ConfigDict:
-    """`config` without unknown keys, and with the default for every key whose value is missing or not allowed."""
+    """`config` without unknown keys, and with the default for every key whose value is missing or not allowed.
+
+    Images get the size that the backbone was trained on where the config leaves it to that.
+    """
     made, flat = config_lib.default(), config_lib.flatten(config)
     for key, (holds, _) in config_lib.RULES.items():
         if key in flat and holds(flat[key]):
             made.update_from_flattened_dict({key: flat[key]})
+    if made.data.image_size is None:
+        known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
+        made.data.image_size = known().input_size
     return made
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from tltrain import download
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine
 
@@ -18,8 +19,8 @@ def check_weights(case: Case) -> Iterator[Finding]:
         f"{case.weight_path.name} fills all {loaded.num_arrays} arrays of {case.config.model.backbone}; new: head"
         + (f"; not used: {', '.join(loaded.ignored)}" if loaded.ignored else "")
     )
-    published = case.backbone.weight_file()
-    if published and loaded.sha256 == published.sha256:
-        yield fine(f"sha256 {loaded.sha256[:12]}... is that of the published ImageNet file")
+    published = case.backbone.weight_file
+    if published and download.digest(case.weight_path, published.checksum[0]) == published.checksum[1]:
+        yield fine(f"its {published.checksum[0]} is that of the published ImageNet file")
     else:
         yield fine(f"sha256 {loaded.sha256[:12]}... is not that of a published file: weights of your own")

@@ -7,12 +7,11 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from tltrain.models.backbone import Backbone, KerasLayer, WeightFile
+from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
 
 # (channels at alpha 1, number of blocks, stride of the first, expansion) of each group of inverted residuals
 GROUPS = ((16, 1, 1, 1), (24, 2, 2, 6), (32, 3, 2, 6), (64, 4, 2, 6), (96, 3, 1, 6), (160, 3, 2, 6), (320, 1, 1, 6))
-ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 EPSILON, MOMENTUM = 1e-3, 0.999
 
 
@@ -61,13 +60,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Backbone):
-    """Width `alpha` is one of `ALPHAS`; features are `[B, H / 32, W / 32, 1280]` (more channels for alpha > 1)."""
+    """Width `alpha`; features are `[B, H / 32, W / 32, 1280]` (more channels for alpha > 1)."""
 
     alpha: float = 1.0
     groups: tuple[tuple[int, int, int, int], ...] = GROUPS
 
-    input_size: ClassVar[tuple[int, int]] = (224, 224)
-    min_size: ClassVar[int] = 32
     pixels: ClassVar[str] = "tf"
 
     def stage_factories(self):
@@ -84,27 +81,19 @@ class MobileNetV2(Backbone):
         stages["Conv_1"] = functools.partial(ConvStage, last, (1, 1), (1, 1), "Conv_1", "Conv_1_bn", norm)
         return stages
 
-    def keras_layers(self):
-        ends = {"Conv1": ("Conv1", "bn_Conv1"), "Conv_1": ("Conv_1", "Conv_1_bn")}
-        layers = []
-        for stage in self.stages:
-            names = ends.get(stage, ("expand", "expand_BN", "depthwise", "depthwise_BN", "project", "project_BN"))
-            for name in names[2:] if stage == "expanded_conv" else names:
-                keras_name = name if stage in ends else f"{stage}_{name}"
-                norm = "BN" in name or "bn" in name
-                kind = "BatchNormalization" if norm else "DepthwiseConv2D" if name == "depthwise" else "Conv2D"
-                layers.append(KerasLayer(keras_name, kind, (stage, name)))
-        return layers
+    def keras_name(self, stage, layer):
+        return layer if stage in ("Conv1", "Conv_1") else f"{stage}_{layer}"
 
-    def keras_application(self):
-        return "MobileNetV2", {"alpha": self.alpha}
 
-    def weight_file(self):
-        if self.alpha != 1.0:
-            return None
-        return WeightFile(
-            "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
-            "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
-            "f8aff69536bd77a692c594f559c798c19bf7f3f36668fc9fa00b21c6aab4797c",
-            9406464,
-        )
+VARIANTS: dict[str, Callable[..., MobileNetV2]] = {
+    "mobilenet_v2": functools.partial(
+        MobileNetV2,
+        weight_file=WeightFile(
+            f"{KERAS_FILES}/mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+            sha256="f8aff69536bd77a692c594f559c798c19bf7f3f36668fc9fa00b21c6aab4797c",
+            num_bytes=9406464,
+        ),
+    )
+}
+for _alpha in (0.35, 0.5, 0.75, 1.3, 1.4):
+    VARIANTS[f"mobilenet_v2_{_alpha}"] = functools.partial(MobileNetV2, alpha=_alpha)

@@ -12,29 +12,64 @@ from ml_collections import ConfigDict
 from tltrain import freeze
 from tltrain.config import PHASES
 from tltrain.errors import ConfigError
+from tltrain.models import (
+    densenet,
+    efficientnet,
+    inception_v3,
+    mobilenet_v1,
+    mobilenet_v2,
+    resnet,
+    resnet_v2,
+    vgg,
+    xception,
+)
 from tltrain.models.backbone import Backbone
 from tltrain.models.classifier import HEAD_INIT, Classifier
-from tltrain.models.mobilenet_v2 import ALPHAS, MobileNetV2
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "mobilenet_v2" if alpha == 1.0 else f"mobilenet_v2_{alpha}": functools.partial(MobileNetV2, alpha=alpha)
-    for alpha in ALPHAS
+    **vgg.VARIANTS,
+    **resnet.VARIANTS,
+    **resnet_v2.VARIANTS,
+    **inception_v3.VARIANTS,
+    **xception.VARIANTS,
+    **mobilenet_v1.VARIANTS,
+    **mobilenet_v2.VARIANTS,
+    **densenet.VARIANTS,
+    **efficientnet.VARIANTS,
 }
 
 
-def check(config: ConfigDict) -> None:
-    """Raises ConfigError where `config` names a backbone or a stage that does not exist, before anything slow."""
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A copy of `config` in which a `data.image_size` of None is the backbone's own.
+
+    Raises:
+        ConfigError: it names a backbone or a stage that does not exist, or images too small for the backbone.
+    """
     name = config.model.backbone
     if name not in BACKBONES:
         raise ConfigError(f"model.backbone = {name!r} is not known; allowed: {', '.join(BACKBONES)}")
-    stages = BACKBONES[name]().stages
+    backbone = BACKBONES[name]()
+    config = config.copy_and_resolve_references()
+    if config.data.image_size is None:
+        config.data.image_size = backbone.input_size
+    if min(config.data.image_size) < backbone.min_size:
+        raise ConfigError(
+            f"data.image_size = {config.data.image_size}, allowed with {name}: at least {backbone.min_size} pixels each"
+        )
+    _check_stages(config, backbone.stages)
+    return config
+
+
+def _check_stages(config, stages):
     for phase in PHASES:
+        if not config[phase].epochs:
+            continue
         try:
             cut = freeze.cut(stages, config[phase].freeze_until)
         except ConfigError as error:
             raise ConfigError(f"{phase}.{error}") from None
         every, epochs = config[phase].unfreeze_every_epochs, config[phase].epochs
-        if every and 0 < epochs < (needed := freeze.num_epochs_to(cut, len(stages), every)):
+        if every and epochs < (needed := freeze.num_epochs_to(cut, len(stages), every)):
             raise ConfigError(
                 f"{phase}.epochs = {epochs} ends before all {len(stages) - cut} stages after freeze_until train; with "
                 f"unfreeze_every_epochs = {every}; allowed: from {needed} on, or a later freeze_until"
@@ -65,7 +100,8 @@ def create(config: ConfigDict, num_classes: int) -> Classifier:
 def shapes(model: Classifier) -> dict:
     """`{"params": {"backbone", "head"}, "batch_stats": {"backbone"}}` of shapes and dtypes; nothing is computed."""
     size = model.backbone.min_size
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3), jnp.uint8))
+    found = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3), jnp.uint8))
+    return {"batch_stats": {"backbone": {}}} | found  # VGG has no statistics
 
 
 def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
@@ -92,6 +128,6 @@ def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
 
 def _random(name, shape, rng):
     """An initial array by the name of its leaf: kernels by He et al. 2015, norms that change nothing."""
-    if name == "kernel":
+    if name.endswith("kernel"):
         return rng.normal(0, np.sqrt(2 / math.prod(shape[:-1])), shape).astype(np.float32)
     return np.full(shape, 1.0 if name in ("scale", "var") else 0.0, np.float32)

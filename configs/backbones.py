@@ -1,0 +1,29 @@
+"""Which backbone: one probe on the cats and dogs for one of each family, at the image size it was trained on.
+
+python -m tltrain.sweep --config configs/backbones.py --workdir runs/backbones --seeds 3
+Weights are Keras' ImageNet ones, downloaded once (600 MB in all). MobileNetV1 is not among them, for Keras publishes no
+hash of its file: give its path as `model.weights` in an arm of its own.
+"""
+
+from tltrain.config import default
+
+
+def get_config():
+    config = default()
+    config.data.source = "tfds:cats_vs_dogs"
+    config.probe.epochs = 5
+    return config
+
+
+def sweep():
+    for backbone in (
+        "mobilenet_v2",  # the first arm is what the others are compared with
+        "vgg16",
+        "resnet50",
+        "resnet50_v2",
+        "inception_v3",
+        "xception",
+        "densenet121",
+        "efficientnet_b0",
+    ):
+        yield {"model.backbone": backbone}

@@ -1,0 +1,138 @@
+"""Keras' model of each backbone, and weights for both that follow from the place of an array alone."""
+
+import collections
+import functools
+import zlib
+
+import jax
+import keras
+import numpy as np
+
+from tltrain import keras_layout, weights
+
+APPS = keras.applications
+FAMILIES = {
+    "vgg": (APPS.vgg16, {"vgg16": APPS.VGG16, "vgg19": APPS.VGG19}),
+    "resnet": (
+        APPS.resnet,
+        {"resnet50": APPS.ResNet50, "resnet101": APPS.ResNet101, "resnet152": APPS.ResNet152},
+    ),
+    "resnet_v2": (
+        APPS.resnet_v2,
+        {"resnet50_v2": APPS.ResNet50V2, "resnet101_v2": APPS.ResNet101V2, "resnet152_v2": APPS.ResNet152V2},
+    ),
+    "inception_v3": (APPS.inception_v3, {"inception_v3": APPS.InceptionV3}),
+    "xception": (APPS.xception, {"xception": APPS.Xception}),
+    "mobilenet_v1": (APPS.mobilenet, {"mobilenet_v1": APPS.MobileNet}),
+    "mobilenet_v2": (APPS.mobilenet_v2, {"mobilenet_v2": APPS.MobileNetV2}),
+    "densenet": (
+        APPS.densenet,
+        {"densenet121": APPS.DenseNet121, "densenet169": APPS.DenseNet169, "densenet201": APPS.DenseNet201},
+    ),
+    "efficientnet": (
+        APPS.efficientnet,
+        {f"efficientnet_b{i}": getattr(APPS, f"EfficientNetB{i}") for i in range(8)},
+    ),
+}
+PREPROCESS = {name: module.preprocess_input for module, makers in FAMILIES.values() for name in makers}
+MAKERS = {name: maker for _, makers in FAMILIES.values() for name, maker in makers.items()}
+FIRST = [next(iter(makers)) for _, makers in FAMILIES.values()]  # the smallest of each family
+
+
+def draw(class_name, number, index, name, shape):
+    """Array `index` of the layer that is `number` of its class in `model.layers`, in Keras' shape.
+
+    Kernels of sane size, BatchNorm parameters and statistics far from one and zero.
+    """
+    rng = np.random.default_rng(zlib.crc32(f"{class_name} {number} {index}".encode()))
+    if name == "gamma":  # small enough for activations of the deepest models not to grow from block to block
+        value = rng.uniform(0.3, 0.9, shape)
+    elif name in ("moving_variance", "variance"):
+        value = rng.uniform(0.7, 1.7, shape)
+    elif len(shape) == 1:
+        value = rng.normal(0, 0.3, shape)
+    else:
+        depthwise = class_name == "DepthwiseConv2D" or name == "depthwise_kernel"
+        fan_in = shape[0] * shape[1] if depthwise else np.prod(shape[:-1])
+        value = rng.standard_normal(shape, np.float32) * np.sqrt(1 / fan_in)
+    return value.astype(np.float32)
+
+
+def numbered(layers):
+    """`(layer, number within its class)` of layers of the backbone, or of those with weights of a Keras model."""
+    counts = collections.Counter()
+    for layer in layers:
+        kind = getattr(layer, "class_name", type(layer).__name__)
+        yield layer, counts[kind]
+        counts[kind] += 1
+
+
+def assign(model):
+    """Gives a Keras model its weights."""
+    for layer, number in numbered(layer for layer in model.layers if layer.weights):
+        for i, variable in enumerate(layer.weights):
+            if variable.name != "count":
+                variable.assign(draw(type(layer).__name__, number, i, variable.name, variable.shape))
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    return model
+
+
+@functools.lru_cache(maxsize=4)
+def layers_of(backbone):
+    return backbone.keras_layers()
+
+
+@functools.lru_cache(maxsize=4)
+def shapes_of(backbone):
+    image = jax.ShapeDtypeStruct((1, backbone.min_size, backbone.min_size, 3), np.float32)
+    return jax.eval_shape(backbone.init, jax.random.key(0), image)
+
+
+@functools.lru_cache(maxsize=2)
+def variables_of(backbone):
+    """The weights of `assign` for a backbone, without Keras and without a file."""
+    layers = layers_of(backbone)
+    numbers = {layer.path: number for layer, number in numbered(layers)}
+    arrays = {}
+    for leaf in keras_layout.leaves(layers, shapes_of(backbone)):
+        kind, number = leaf.layer.class_name, numbers[leaf.layer.path]
+        value = draw(kind, number, int(leaf.keys[-1]), leaf.keys[0], leaf.keras_shape)
+        arrays[leaf.path] = value.transpose(leaf.transpose) if leaf.transpose else value
+    return weights.nest(arrays)
+
+
+def load(path, backbone):
+    return weights.load(path, layers_of(backbone), shapes_of(backbone))
+
+
+def base(name, size, **options):
+    """Keras' model without top for images of `size`, with its weights."""
+    return assign(MAKERS[name](weights=None, include_top=False, input_shape=(*size, 3), **options))
+
+
+MIDDLE = {
+    "vgg": ("block3", "{}_pool"),
+    "resnet": ("conv4_block2", "{}_out"),
+    "resnet_v2": ("conv4_block2", "{}_out"),
+    "inception_v3": ("mixed5", "{}"),
+    "mobilenet_v1": ("conv_pw_6", "{}_relu"),
+    "mobilenet_v2": ("block_8", "{}_add"),
+    "densenet": ("conv4_block3", "{}_concat"),
+    "efficientnet": ("block4b", "{}_add"),
+}
+
+
+def middle_of(name, model):
+    """A middle stage, and the layer of the Keras `model` that ends it."""
+    if name == "xception":  # whose sums have no names
+        return "block6", [layer for layer in model.layers if isinstance(layer, keras.layers.Add)][4]
+    stage, end = MIDDLE[next(key for key, (_, makers) in FAMILIES.items() if name in makers)]
+    return stage, model.get_layer(end.format(stage))
+
+
+def assert_close(ours, theirs):
+    """Within 1e-4 of the largest value."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()

@@ -1,0 +1,346 @@
+"""Every backbone is the model of that name in Keras, and keeps the contract of stages and of freezing."""
+
+import functools
+import os
+import runpy
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from references import (
+    FAMILIES,
+    FIRST,
+    MAKERS,
+    PREPROCESS,
+    assert_close,
+    base,
+    draw,
+    layers_of,
+    middle_of,
+    shapes_of,
+    variables_of,
+)
+from test_freeze import batch_of, same, step_of
+
+from tltrain import config as config_lib
+from tltrain import sweep
+from tltrain.errors import ConfigError
+from tltrain.models import (
+    densenet,
+    efficientnet,
+    inception_v3,
+    layers,
+    mobilenet_v1,
+    mobilenet_v2,
+    resnet,
+    resnet_v2,
+    vgg,
+    xception,
+    zoo,
+)
+from tltrain.models.backbone import scale_pixels
+from tltrain.models.classifier import Classifier, pool, run_frozen
+
+GRID = bool(os.environ.get("TLTRAIN_TEST_GRID"))  # every variant in full
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+# parameters without top and with that of 1000 classes, statistics included, as Keras counts
+PARAMETERS = {
+    "vgg16": (14_714_688, 138_357_544),
+    "vgg19": (20_024_384, 143_667_240),
+    "resnet50": (23_587_712, 25_636_712),
+    "resnet101": (42_658_176, 44_707_176),
+    "resnet152": (58_370_944, 60_419_944),
+    "resnet50_v2": (23_564_800, 25_613_800),
+    "resnet101_v2": (42_626_560, 44_675_560),
+    "resnet152_v2": (58_331_648, 60_380_648),
+    "inception_v3": (21_802_784, 23_851_784),
+    "xception": (20_861_480, 22_910_480),
+    "mobilenet_v1": (3_228_864, 4_253_864),
+    "mobilenet_v2": (2_257_984, 3_538_984),
+    "mobilenet_v2_0.35": (410_208, 1_691_208),
+    "mobilenet_v2_0.5": (706_224, 1_987_224),
+    "mobilenet_v2_0.75": (1_382_064, 2_663_064),
+    "mobilenet_v2_1.3": (3_766_048, 5_431_048),
+    "mobilenet_v2_1.4": (4_363_712, 6_156_712),
+    "densenet121": (7_037_504, 8_062_504),
+    "densenet169": (12_642_880, 14_307_880),
+    "densenet201": (18_321_984, 20_242_984),
+    "efficientnet_b0": (4_049_571, 5_330_571),
+    "efficientnet_b1": (6_575_239, 7_856_239),
+    "efficientnet_b2": (7_768_569, 9_177_569),
+    "efficientnet_b3": (10_783_535, 12_320_535),
+    "efficientnet_b4": (17_673_823, 19_466_823),
+    "efficientnet_b5": (28_513_527, 30_562_527),
+    "efficientnet_b6": (40_960_143, 43_265_143),
+    "efficientnet_b7": (64_097_687, 66_658_687),
+}
+
+
+@pytest.mark.parametrize("name", zoo.BACKBONES)
+def test_parameter_counts(name):
+    shapes = zoo.shapes(Classifier(zoo.BACKBONES[name](), 1000, 0.0, "tf"))
+    head = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"].pop("head")))
+    without = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    if name.startswith("vgg"):  # the top of Keras is another one: three dense layers over 7x7 positions
+        head = 7 * 7 * 512 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
+    if name.startswith("efficientnet"):
+        without += 1  # the number of images that its normalisation has seen
+    assert (without, without + head) == PARAMETERS[name]
+
+
+@pytest.mark.skipif(not GRID, reason="builds every model of Keras with top")
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_table_of_parameters_is_that_of_keras(name):
+    with_top = MAKERS[name](weights=None).count_params()
+    assert (MAKERS[name](weights=None, include_top=False).count_params(), with_top) == PARAMETERS[name]
+
+
+def photos(size):
+    """A photo `[1, H, W, 3]` in colours: another real image of textile in each channel."""
+    folder = metadata.distribution("conformal-clip-data").locate_file("conformal_clip_data/data/textile_images")
+    paths = [sorted((Path(folder) / "simulated" / name).iterdir())[7] for name in ("global", "local", "nominal")]
+    channels = [np.asarray(Image.open(path).convert("L").resize(size[::-1])) for path in paths]
+    return np.stack(channels, axis=-1)[None]
+
+
+NAMES = [name for name in (MAKERS if GRID else FIRST) if name != "mobilenet_v2"]  # which has a file of its own
+SIZES = {"own": None, "odd": (97, 97), "oblong": (80, 112)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
+    backbone = zoo.BACKBONES[name]()
+    size = SIZES[size] or backbone.input_size
+    reference = base(name, size)
+    stage, middle = middle_of(name, reference)
+    pooled = keras.layers.GlobalAveragePooling2D()(reference.output)
+    dense = keras.layers.Dense(1000)
+    reference = keras.Model(reference.input, [middle.output, pooled, dense(pooled)])
+    head = {"kernel": draw("Dense", 0, 0, "kernel", dense.kernel.shape), "bias": draw("Dense", 0, 1, "bias", (1000,))}
+    dense.set_weights(list(head.values()))
+    model = Classifier(backbone, 1000, 0.0, backbone.pixels)
+    variables = {kind: {"backbone": tree} for kind, tree in variables_of(backbone).items()}
+    variables["params"]["head"] = head
+    cut, last = backbone.stages.index(stage) + 1, len(backbone.stages)
+
+    @jit
+    def run(variables, images):
+        block = model.apply(variables, images, 0, cut, method="run")
+        features = pool(model.apply(variables, block, cut, last, method="run"))
+        return block, features, model.apply(variables, features, last)
+
+    images = photos(size)
+    theirs = reference(PREPROCESS[name](images.astype(np.float32)), training=False)
+    for ours, wanted in zip(run(variables, images), theirs, strict=True):
+        assert_close(ours, wanted)
+
+
+@functools.cache
+def golden(name):
+    family = next(key for key, (_, makers) in FAMILIES.items() if name in makers)
+    with np.load(Path(__file__).parent / "golden" / f"{family}.npz") as file:
+        return {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
+
+
+make = runpy.run_path(str(Path(__file__).parent / "golden" / "make.py"))
+
+
+def deviation(name, variables=None, images=None, pixels=None):
+    """The largest difference of our features from the golden ones, over the largest of these."""
+    backbone = zoo.BACKBONES[name]()
+    variables = variables_of(backbone) if variables is None else variables
+    images = make["images"](backbone.min_size) if images is None else images
+    scaled = scale_pixels(images, pixels or backbone.pixels, jnp.float32)
+    features = jit(lambda variables, x: pool(backbone.apply(variables, x)))(variables, scaled)
+    wanted = golden(name)["features"]
+    return np.abs(np.asarray(features)[0, :: make["EVERY"]] - wanted).max() / np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_names_shapes_and_order_of_layers_are_the_golden_ones(name):
+    backbone = zoo.BACKBONES[name]()
+    shapes, keras_layers = shapes_of(backbone), layers_of(backbone)
+    assert make["fingerprint_of_backbone"](keras_layers, shapes) == int(golden(name)["layers"])
+
+
+SMALL = [name for name in MAKERS if GRID or name in FIRST or name in ("resnet101", "densenet169", "efficientnet_b3")]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_features_are_the_golden_ones(name):
+    assert deviation(name) < 1e-4
+
+
+def exchange(tree, first, second):
+    """A copy of nested dicts in which the leaves at two paths have changed places."""
+    copy = jax.tree.map(lambda leaf: leaf, tree)
+    at = [functools.reduce(lambda node, key: node[key], path[:-1], copy) for path in (first, second)]
+    at[0][first[-1]], at[1][second[-1]] = at[1][second[-1]], at[0][first[-1]]
+    return copy
+
+
+def exchanged(*paths):
+    return lambda _: {"variables": exchange(variables_of(zoo.BACKBONES["mobilenet_v1"]()), *paths)}
+
+
+def epsilon_of_resnet(patch):
+    patch.setattr(mobilenet_v1, "EPSILON", resnet.EPSILON)
+
+
+def symmetric_padding(patch):
+    patch.setattr(layers, "same_padding", lambda size, kernel, strides: [(k // 2, k // 2) for k in kernel])
+
+
+def counted_padding(patch):
+    average = inception_v3.nn.avg_pool
+    patch.setattr(inception_v3.nn, "avg_pool", lambda x, size, padding, **_: average(x, size, padding=padding))
+
+
+NORM = ("conv_pw_3", "conv_pw_bn")
+MUTATIONS = {
+    "epsilon": ("mobilenet_v1", epsilon_of_resnet),
+    "padding": ("mobilenet_v1", symmetric_padding),
+    "RGB for BGR": ("vgg16", lambda _: {"images": make["images"](32)[..., ::-1]}),
+    "pixels": ("mobilenet_v1", lambda _: {"pixels": "unit"}),
+    "kernels of one shape": (
+        "mobilenet_v1",
+        exchanged(("params", "conv_pw_8", "conv_pw", "kernel"), ("params", "conv_pw_9", "conv_pw", "kernel")),
+    ),
+    "gamma and beta": ("mobilenet_v1", exchanged(("params", *NORM, "scale"), ("params", *NORM, "bias"))),
+    "mean and beta": ("mobilenet_v1", exchanged(("params", *NORM, "bias"), ("batch_stats", *NORM, "mean"))),
+    "padding in averages": ("inception_v3", counted_padding),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutation_is_caught(mutation, monkeypatch):
+    name, mutate = MUTATIONS[mutation]
+    assert deviation(name, **(mutate(monkeypatch) or {})) > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in FIRST if name != "vgg16"])
+def test_statistics_move_in_training_as_in_keras(name):
+    backbone = zoo.BACKBONES[name]()
+    size = (backbone.min_size,) * 2
+    reference, variables, images = base(name, size), variables_of(backbone), photos(size)
+    reference(PREPROCESS[name](images.astype(np.float32)), training=True)
+    scaled = scale_pixels(images, backbone.pixels, jnp.float32)
+    _, moved = jit(lambda v, x: backbone.apply(v, x, True, 0, 2, mutable=["batch_stats"]))(variables, scaled)
+    first = next(layer for layer in reference.layers if isinstance(layer, keras.layers.BatchNormalization))
+    path = next(layer.path for layer in layers_of(backbone) if layer.class_name == "BatchNormalization")
+    ours = moved["batch_stats"][path[0]][path[1]]
+    assert_close(ours["mean"], first.moving_mean)
+    assert_close(ours["var"], first.moving_variance)
+
+
+def test_the_published_deviation_of_efficientnet_is_not_taken_for_a_variance():
+    backbone = zoo.BACKBONES["efficientnet_b0"](groups=())
+    variables = variables_of(backbone)
+    normal = {"mean": np.asarray([0.485, 0.456, 0.406]), "var": np.asarray([0.229, 0.224, 0.225])}
+    variables["batch_stats"]["stem"]["normalization"] = jax.tree.map(np.float32, normal)
+    images = photos((32, 32)).astype(np.float32)
+    outside = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+    plain = variables | {"batch_stats": variables["batch_stats"] | {}}
+    plain["batch_stats"]["stem"] = variables["batch_stats"]["stem"] | {"normalization": outside}
+    normalized = (images / 255 - normal["mean"]) / normal["var"] * 255
+    assert_close(backbone.apply(variables, images), backbone.apply(plain, normalized.astype(np.float32)))
+
+
+MIXED = inception_v3.BLOCKS
+TINY = {
+    "vgg": lambda: vgg.VGG(num_convs=(1, 1, 2), widths=(8, 8, 8)),
+    "resnet": lambda: resnet.ResNet(depths=(1, 2), widths=(8, 8)),
+    "resnet_v2": lambda: resnet_v2.ResNetV2(depths=(2, 1), widths=(8, 8)),
+    "inception_v3": lambda: inception_v3.InceptionV3(width=0.05, blocks=(MIXED[0], MIXED[3], MIXED[9])),
+    "xception": lambda: xception.Xception(widths=(8, 8, 8), num_middle=0),
+    "mobilenet_v1": lambda: mobilenet_v1.MobileNetV1(alpha=0.25, blocks=mobilenet_v1.BLOCKS[:3]),
+    "mobilenet_v2": lambda: mobilenet_v2.MobileNetV2(alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6))),
+    "densenet": lambda: densenet.DenseNet(depths=(2, 1), growth=4),
+    "efficientnet": lambda: efficientnet.EfficientNet(width=0.25, groups=efficientnet.GROUPS[:2]),
+}
+
+
+@functools.cache
+def tiny(family):
+    backbone = TINY[family]()
+    model = Classifier(backbone, 3, 0.2, backbone.pixels)
+    return model, zoo.init(model, 0, None)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_stages_run_in_part_as_they_run_in_one(family):
+    model, variables = tiny(family)
+    stages, images = model.backbone.stages, batch_of(size=model.backbone.min_size)["inputs"]
+    middle, last = len(stages) // 2, len(stages)
+    assert set(variables["params"]["backbone"]) == set(stages)
+    whole = jit(lambda v, x: run_frozen(model, v, x, 0, last))(variables, images)
+    part = jit(lambda v, x: model.apply(v, x, 0, middle, method="run"))(variables, images)
+    rest = jit(lambda v, x: pool(model.apply(v, x, middle, last, method="run")))(variables, part)
+    assert_close(rest, whole)
+    rounded = model.clone(backbone=model.backbone.clone(dtype=jnp.dtype("bfloat16")))
+    for stop in (middle, last):
+        result = jax.eval_shape(lambda v, x, stop=stop: rounded.apply(v, x, 0, stop, method="run"), variables, images)
+        assert result.dtype == jnp.bfloat16 and result.ndim == 4
+
+
+@pytest.mark.parametrize("freeze_until", [None, "middle", "all"])
+@pytest.mark.parametrize("family", TINY)
+def test_frozen_stages_stay_bitwise_and_the_others_move(family, freeze_until):
+    model, variables = tiny(family)
+    stages = model.backbone.stages
+    middle = len(stages) // 2
+    freeze_until = stages[middle - 1] if freeze_until == "middle" else freeze_until
+    step, state, plan = step_of(freeze_until, made=tiny(family))
+    batch = batch_of(size=model.backbone.min_size)
+    after, (_, norm) = jit(step)(state, batch)
+    for i, stage in enumerate(stages):
+        for kind in ("params", "batch_stats"):
+            before, now = (getattr(s, kind)["backbone"].get(stage, {}) for s in (state, after))
+            kept = [
+                same(a, b)
+                for (path, a), b in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(now), strict=True)
+                if path[0].key != "normalization"  # of pixels: a constant
+            ]
+            assert all(kept) if i < plan.cut else not any(kept) or (kind == "params" and not all(kept)), (stage, kind)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 2 * sum(
+        leaf.size
+        for leaf, label in zip(jax.tree.leaves(state.params), jax.tree.leaves(plan.labels), strict=True)
+        if label == "trainable"
+    )
+    if 0 < plan.cut < len(stages):
+        stored = jit(lambda v, x: run_frozen(model, v, x, 0, plan.cut))(variables, batch["inputs"])
+        cached_step, state, _ = step_of(freeze_until, start=plan.cut, made=tiny(family))
+        cached, (_, cached_norm) = jit(cached_step)(state, batch | {"inputs": stored})
+        np.testing.assert_allclose(float(norm), float(cached_norm), rtol=1e-3)
+        for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(cached.batch_stats), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_images_have_the_size_of_the_backbone_where_the_config_has_none_and_are_never_too_small():
+    config = config_lib.default()
+    config.model.backbone = "xception"
+    assert zoo.resolved(config).data.image_size == (299, 299) and config.data.image_size is None
+    config.data.image_size = (320, 70)
+    with pytest.raises(ConfigError, match=r"image_size = \(320, 70\), allowed with xception: at least 71 pixels"):
+        zoo.resolved(config)
+
+
+def test_the_arms_of_the_comparison_of_backbones_are_accepted_and_two_of_them_run(images, tmp_path, capsys):
+    file = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "backbones.py"))
+    config, arms = file["get_config"](), list(file["sweep"]())
+    assert len(sweep.members(config, arms, 1, tmp_path)) == len(arms)
+    config.data.update(source=f"folder:{images}", splits=("train[:75%]", "train[75%:]"), image_size=(32, 32))
+    config.update(batch_size=8)
+    config.model.weights = "random"
+    config.features.dir = str(tmp_path / "features")
+    config.probe.epochs = 1
+    chosen = [arm for arm in arms if arm["model.backbone"] in ("mobilenet_v2", "vgg16")]
+    assert sweep.run(sweep.members(config, chosen, 1, tmp_path), tmp_path, lambda: False) == 0
+    assert "backbone=mobilenet_v2, seed 0: val accuracy" in capsys.readouterr().out
