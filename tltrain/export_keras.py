@@ -1,7 +1,6 @@
 """A finished run as a model of plain Keras layers: the body is Keras' own network, the rest stands around it."""
 
 import functools
-import itertools
 import operator
 import os
 from typing import Any
@@ -60,38 +59,49 @@ def _application(run):
     backbone = run.model.backbone
     arguments = {"alpha": backbone.alpha} if hasattr(backbone, "alpha") else {}
     name = run.config.model.backbone.removesuffix(f"_{backbone.alpha}") if arguments else run.config.model.backbone
-    found = {function.lower(): function for function in dir(import_keras().applications)}
+    applications = import_keras().applications
+    found = {known.lower(): known for known in dir(applications) if callable(getattr(applications, known))}
     name = name.replace("_", "")
-    function = _OTHER_NAMES.get(name, name)
-    if function not in found:
+    if (name := _OTHER_NAMES.get(name, name)) not in found:
         raise WeightsError(_misfit(run, "its name"))
-    return found[function], arguments
+    return found[name], arguments
 
 
 def _fill(body, run):
-    """Sets every weight of the Keras model `body` to that of the backbone, and its BatchNorm momentum."""
+    """Sets every weight of the Keras model `body` to that of the backbone, and its BatchNorm momentum.
+
+    Layers of a class have one order in both; names will not do, since Keras only numbers some of them.
+    """
     backbone = run.model.backbone
     variables = {name: tree["backbone"] for name, tree in run.variables.items()}
     ours = backbone.keras_layers()
     leaves = keras_layout.leaves(ours, variables)
     theirs = [layer for layer in body.layers if layer.weights]
-    for layer, filled in itertools.zip_longest(ours, theirs):
-        if layer is None or filled is None or type(filled).__name__ != layer.class_name:
-            raise WeightsError(_misfit(run, filled.name if filled else layer.name))
-        free = {weight.name: weight for weight in filled.weights if weight.name != "count"}
-        for leaf in (leaf for leaf in leaves if leaf.layer == layer):
-            weight = free.pop(leaf.keys[-2], None)
-            if weight is None or tuple(weight.shape) != leaf.keras_shape:
-                raise WeightsError(_misfit(run, f"{filled.name}/{leaf.keys[-2]}"))
-            array = np.asarray(functools.reduce(operator.getitem, leaf.path, variables))
-            weight.assign(array.transpose(leaf.transpose) if leaf.transpose else array)
-        if free:
-            raise WeightsError(_misfit(run, f"{filled.name}/{next(iter(free))}"))
-        if layer.class_name == "Normalization":
-            filled.variance.assign(1 / np.square(normalization_scale(np.asarray(filled.variance))))
-            filled.finalize_state()
-        if layer.class_name == "BatchNormalization" and backbone.batch_norm_momentum is not None:
-            filled.momentum = backbone.batch_norm_momentum
+    for class_name in {layer.class_name for layer in ours} | {type(layer).__name__ for layer in theirs}:
+        layers = [layer for layer in ours if layer.class_name == class_name]
+        filled = [layer for layer in theirs if type(layer).__name__ == class_name]
+        if len(layers) != len(filled):
+            raise WeightsError(_misfit(run, f"{len(filled)} layers {class_name}, here {len(layers)}"))
+        for layer, keras_layer in zip(layers, filled, strict=True):
+            _fill_layer(run, keras_layer, [leaf for leaf in leaves if leaf.layer == layer], variables)
+            if class_name == "BatchNormalization" and backbone.batch_norm_momentum is not None:
+                keras_layer.momentum = backbone.batch_norm_momentum
+
+
+def _fill_layer(run, keras_layer, leaves, variables):
+    weights = {weight.name: weight for weight in keras_layer.weights if weight.name != "count"}
+    if weights.keys() != {leaf.keys[-2] for leaf in leaves}:
+        raise WeightsError(_misfit(run, f"{keras_layer.name}: {', '.join(weights)}"))
+    for leaf in leaves:
+        weight = weights[leaf.keys[-2]]
+        if tuple(weight.shape) != leaf.keras_shape:
+            raise WeightsError(_misfit(run, f"{keras_layer.name}/{weight.name}"))
+        array = np.asarray(functools.reduce(operator.getitem, leaf.path, variables))
+        if leaf.layer.class_name == "Normalization" and weight.name == "variance":
+            array = 1 / np.square(normalization_scale(array))
+        weight.assign(array.transpose(leaf.transpose) if leaf.transpose else array)
+    if hasattr(keras_layer, "finalize_state"):  # of Normalization, which keeps what follows from its weights
+        keras_layer.finalize_state()
 
 
 def _misfit(run, weight):
