@@ -39,23 +39,29 @@ MAKERS = {name: maker for _, makers in FAMILIES.values() for name, maker in make
 FIRST = [next(iter(makers)) for _, makers in FAMILIES.values()]  # the smallest of each family
 
 
-def draw(class_name, number, index, name, shape):
+def draw(class_name, number, index, name, shape, gain=1.0):
     """Array `index` of the layer that is `number` of its class in `model.layers`, in Keras' shape.
 
-    Kernels of sane size, BatchNorm parameters and statistics far from one and zero.
+    Kernels of sane size, times `gain` as gamma is; BatchNorm parameters and statistics far from one and zero.
     """
     rng = np.random.default_rng(zlib.crc32(f"{class_name} {number} {index}".encode()))
-    if name == "gamma":  # small enough for activations of the deepest models not to grow from block to block
-        value = rng.uniform(0.3, 0.9, shape)
-    elif name in ("moving_variance", "variance"):
-        value = rng.uniform(0.7, 1.7, shape)
+    if name in ("gamma", "moving_variance", "variance"):
+        value = rng.uniform(0.5, 1.5, shape) * (gain if name == "gamma" else 1.0)
     elif len(shape) == 1:
         value = rng.normal(0, 0.3, shape)
     else:
         depthwise = class_name == "DepthwiseConv2D" or name == "depthwise_kernel"
         fan_in = shape[0] * shape[1] if depthwise else np.prod(shape[:-1])
-        value = rng.standard_normal(shape, np.float32) * np.sqrt(1 / fan_in)
+        value = rng.standard_normal(shape, np.float32) * np.sqrt(2 / fan_in) * gain
     return value.astype(np.float32)
+
+
+def gain_of(model):
+    """Of a Keras model or a backbone: activations of EfficientNet must not grow, or its gates turn rounding into noise.
+
+    Without residuals, smaller ones would make a model deaf to its image.
+    """
+    return 0.65 if "efficientnet" in f"{model.name} {type(model).__name__}".lower() else 1.0
 
 
 def numbered(layers):
@@ -72,7 +78,7 @@ def assign(model):
     for layer, number in numbered(layer for layer in model.layers if layer.weights):
         for i, variable in enumerate(layer.weights):
             if variable.name != "count":
-                variable.assign(draw(type(layer).__name__, number, i, variable.name, variable.shape))
+                variable.assign(draw(type(layer).__name__, number, i, variable.name, variable.shape, gain_of(model)))
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
     return model
@@ -97,7 +103,7 @@ def variables_of(backbone):
     arrays = {}
     for leaf in keras_layout.leaves(layers, shapes_of(backbone)):
         kind, number = leaf.layer.class_name, numbers[leaf.layer.path]
-        value = draw(kind, number, int(leaf.keys[-1]), leaf.keys[0], leaf.keras_shape)
+        value = draw(kind, number, int(leaf.keys[-1]), leaf.keys[0], leaf.keras_shape, gain_of(backbone))
         arrays[leaf.path] = value.transpose(leaf.transpose) if leaf.transpose else value
     return weights.nest(arrays)
 

@@ -94,7 +94,7 @@ class Mixed(ConvNorm):
         outputs = dict.fromkeys(dict(self.branches), x)
         pooled = dict(self.branches)["pool"]
         average = functools.partial(nn.avg_pool, padding="SAME", count_include_pad=False)
-        outputs["pool"] = average(x, (3, 3)) if pooled else nn.max_pool(x, (3, 3), (2, 2))
+        outputs["pool"] = average(x, (3, 3)).astype(x.dtype) if pooled else nn.max_pool(x, (3, 3), (2, 2))
         for name, i, size in self._in_order():
             if isinstance(size[0], int):
                 outputs[name] = self.layer(outputs[name], size, f"{name}_{i}", train)
