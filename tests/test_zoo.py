@@ -31,10 +31,10 @@ from tltrain import config as config_lib
 from tltrain import sweep
 from tltrain.errors import ConfigError
 from tltrain.models import (
+    convolution,
     densenet,
     efficientnet,
     inception_v3,
-    layers,
     mobilenet_v1,
     mobilenet_v2,
     resnet,
@@ -193,7 +193,7 @@ def epsilon_of_resnet(patch):
 
 
 def symmetric_padding(patch):
-    patch.setattr(layers, "same_padding", lambda size, kernel, strides: [(k // 2, k // 2) for k in kernel])
+    patch.setattr(convolution, "same_padding", lambda size, kernel, strides: [(k // 2, k // 2) for k in kernel])
 
 
 def counted_padding(patch):
