@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types and tests, exactly as CI runs them: 5 minutes on two cores beside the installation.
+# Lint, format, types and tests, exactly as CI runs them: 13 minutes on two cores beside the installation.
 # TLTRAIN_TEST_DATA=FOLDER adds the tests that read tfds/cats_vs_dogs and weights/ there. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
