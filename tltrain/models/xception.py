@@ -96,7 +96,7 @@ class Top(nn.Module):
 class Xception(Backbone):
     """Stages `block1` ... `block14`; features are `[B, H / 32, W / 32, 2048]`."""
 
-    widths: tuple[int, int, int] = WIDTHS
+    widths: tuple[int, ...] = WIDTHS
     num_middle: int = 8  # blocks without pooling
     input_size: tuple[int, int] = (299, 299)
 
