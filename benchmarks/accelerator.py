@@ -80,7 +80,7 @@ def tltrain_steps(dtype, size):
 
     program = forward.Program(model, 0, last, images.shape, images.dtype, mesh)
     run = forward.compiled(program)
-    frozen = parallel.replicate(variables, mesh)
+    frozen = forward.constants(program, variables)
     yield (
         "frozen forward",
         lambda: run(frozen, parallel.put(images, mesh)).block_until_ready(),

@@ -1,12 +1,15 @@
 """The CPU formulations equal the plain convolution, forward and backward."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from tltrain.models import convolution, layers
+from tltrain.models import convolution, layers, pooling, winograd
 
 SIZES = [(7, 7), (8, 8), (8, 33)]
 
@@ -51,6 +54,55 @@ def test_conv2d_and_its_gradients_equal_the_plain_convolution(case, stride, size
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+
+
+@pytest.mark.parametrize("padding", [None, convolution.VALID, ((0, 2), (1, 0))], ids=str)
+@pytest.mark.parametrize("case", ["pointwise", "stem", "dense_3x3", "depthwise"])
+def test_an_explicit_padding_is_the_one_of_the_plain_convolution(case, padding):
+    channels, kernel_shape, groups = CASES[case]
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 8, 9, channels), kernel_shape))
+    around = "SAME" if padding is None else padding
+    expected = lax.conv_general_dilated(
+        x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+    ours = convolution.conv2d(jnp.asarray(x), jnp.asarray(kernel), (1, 1), groups, padding)
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("padding", [None, convolution.VALID, ((0, 2), (1, 0))], ids=str)
+@pytest.mark.parametrize("kernel_size", winograd.KERNEL_SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_transformed_kernel_gives_the_plain_convolution(kernel_size, size, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 12)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*kernel_size, 12, 5)), jnp.float32)
+    expected = convolution.conv2d(x, kernel, (1, 1), padding=padding)
+    ours = jax.jit(winograd.convolve, static_argnums=2)(x, winograd.transform_kernel(kernel), padding)
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(ours, expected, atol=3e-6 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("window, stride, dtype", [(2, 2, "float32"), (3, 2, "bfloat16"), (3, 1, "float32")])
+def test_pooling_and_its_gradients_equal_the_plain_ones(window, stride, dtype):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 8, 33, 4)), dtype)  # many are equal
+    sizes = ((window, window), (stride, stride))
+    plain_mean = functools.partial(nn.avg_pool, count_include_pad=False)
+
+    def run(function):
+        def objective(x, padding):
+            y = function(x, *sizes, padding).astype(dtype)
+            return (y * jnp.sin(jnp.arange(y.size, dtype=dtype)).reshape(y.shape)).sum(), y
+
+        grad = jax.grad(objective, has_aux=True)
+        return jax.jit(lambda x: [grad(x, padding) for padding in (convolution.VALID, ((0, 1), (1, 1)))])(x)
+
+    for ours, theirs in ((pooling.max_pool, nn.max_pool), (pooling.avg_pool, plain_mean)):
+        for found, wanted in zip(jax.tree.leaves(run(ours)), jax.tree.leaves(run(theirs)), strict=True):
+            assert found.dtype == wanted.dtype
+            found, wanted = np.asarray(found, np.float32), np.asarray(wanted, np.float32)
+            tolerance = 1e-6 if dtype == "float32" else 2e-2
+            np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("batch", [1, 5, 12])

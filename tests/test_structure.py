@@ -15,8 +15,8 @@ ORDER = (
     "scalars workdir checkpoint parallel data.inspect data.pipeline data.sources data.folder_source data.tfds_source "
     "data.split data.preprocess data.augment data console models.zoo freeze weights keras_layout download "
     "models.classifier models.densenet models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 "
-    "models.mobilenet_v1 models.inception_v3 models.xception models.vgg models.backbone models.layers "
-    "models.convolution metrics config rules errors "
+    "models.mobilenet_v1 models.inception_v3 models.xception models.vgg models.pooling models.backbone models.layers "
+    "models.winograd models.convolution metrics config rules errors "
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
 HOMES |= {"absl": ("command", "sweep", "find_lr", "doctor"), "keras": "export_keras"}

@@ -43,7 +43,7 @@ from tltrain.models import (
     zoo,
 )
 from tltrain.models.backbone import scale_pixels
-from tltrain.models.classifier import Classifier, pool, run_frozen
+from tltrain.models.classifier import Classifier, pool, run_frozen, transform_kernels
 
 GRID = bool(os.environ.get("TLTRAIN_TEST_GRID"))  # every variant in full
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -147,8 +147,12 @@ def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
 
     @jit
     def run(variables, images):
-        block = model.apply(variables, images, 0, cut, method="run")
-        features = pool(model.apply(variables, block, cut, last, method="run"))
+        if size == backbone.input_size:  # as frozen stages are run
+            block = run_frozen(model, variables, images, 0, cut)
+            features = run_frozen(model, variables, block, cut, last)
+        else:  # as trainable stages are
+            block = model.apply(variables, images, 0, cut, method="run")
+            features = pool(model.apply(variables, block, cut, last, method="run"))
         return block, features, model.apply(variables, features, last)
 
     images = photos(size)
@@ -194,8 +198,7 @@ def symmetric_padding(patch):
 
 
 def counted_padding(patch):
-    average = inception_v3.nn.avg_pool
-    patch.setattr(inception_v3.nn, "avg_pool", lambda x, size, padding, **_: average(x, size, padding=padding))
+    patch.setattr(inception_v3, "avg_pool", inception_v3.nn.avg_pool)
 
 
 NORM = ("conv_pw_3", "conv_pw_bn")
@@ -320,6 +323,23 @@ def test_frozen_stages_stay_bitwise_and_the_others_move(family, freeze_until):
         np.testing.assert_allclose(float(norm), float(cached_norm), rtol=1e-3)
         for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(cached.batch_stats), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_kernels_are_transformed_for_frozen_stages_on_cpu_alone_and_once_gives_the_same_bits():
+    backbone = vgg.VGG(num_convs=(1, 2), widths=(64, 64))
+    model = Classifier(backbone, 3, 0.2, backbone.pixels)
+    variables, images = zoo.init(model, 0, None), batch_of(size=32)["inputs"]
+    constants = variables | transform_kernels(model, variables, images, 0, 2)
+    assert list(constants["transformed"]["backbone"]) == ["block2"]
+    run = jit(lambda v, x: run_frozen(model, v, x, 0, 2))
+    features = run(variables, images)
+    np.testing.assert_array_equal(run(constants, images), features)
+    np.testing.assert_array_equal(run(variables, images[::-1]), features[::-1])
+    with convolution.portable():
+        assert transform_kernels(model, variables, images, 0, 2) == {"transformed": {}}
+    plain = jit(lambda v, x: pool(model.apply(v, x, 0, 2, method="run")))(variables, images)
+    assert not np.array_equal(plain, features)
+    np.testing.assert_allclose(features, plain, atol=3e-6 * np.abs(plain).max())
 
 
 def test_images_have_the_size_of_the_backbone_where_the_config_has_none_and_are_never_too_small():

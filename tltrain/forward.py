@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tltrain import parallel
 from tltrain.data.pipeline import Batch
 from tltrain.models import zoo
-from tltrain.models.classifier import Classifier, run_frozen
+from tltrain.models.classifier import Classifier, run_frozen, transform_kernels
 from tltrain.models.layers import forward_options
 
 Result = TypeVar("Result")
@@ -36,7 +36,14 @@ def _lowered(program: Program) -> Any:
     run = functools.partial(run_frozen, program.model, start=program.start, stop=program.stop)
     whole, parts = parallel.shardings(program.mesh)
     jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
-    return jitted.lower(zoo.shapes(program.model), jax.ShapeDtypeStruct(program.shape, program.dtype))
+    shapes = zoo.shapes(program.model)
+    transformed = jax.eval_shape(functools.partial(_transformed, program), shapes)
+    return jitted.lower(shapes | transformed, jax.ShapeDtypeStruct(program.shape, program.dtype))
+
+
+def _transformed(program, variables):
+    x = jax.ShapeDtypeStruct(program.shape, program.dtype)
+    return transform_kernels(program.model, variables, x, program.start, program.stop)
 
 
 def result(program: Program) -> jax.ShapeDtypeStruct:
@@ -46,8 +53,14 @@ def result(program: Program) -> jax.ShapeDtypeStruct:
 
 @functools.cache
 def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
-    """`run_frozen` as a function of `(variables, x)`, compiled once a process; threads may call it side by side."""
+    """`run_frozen` as a function of `(constants, x)`, compiled once a process; threads may call it side by side."""
     return _lowered(program).compile()
+
+
+def constants(program: Program, variables: dict) -> dict:
+    """What `compiled(program)` takes of `variables`: on all devices, with all that follows from kernels alone."""
+    replicated = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, program.mesh)
+    return replicated | _transformed(program, replicated)
 
 
 def activations(program: Program, variables: dict, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -56,8 +69,7 @@ def activations(program: Program, variables: dict, batches: Iterable[Batch]) -> 
     However stages are divided into programs, and whatever stands in the other rows of a batch, a row is bitwise the
     same (on CPU).
     """
-    run, mesh = compiled(program), program.mesh
-    frozen = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
+    run, mesh, frozen = compiled(program), program.mesh, constants(program, variables)
 
     def compute(batch):
         return batch | {"inputs": jax.block_until_ready(run(frozen, parallel.put(batch["inputs"], mesh)))}

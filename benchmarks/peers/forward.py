@@ -111,10 +111,10 @@ def tltrain(job):
     last = len(model.backbone.stages)
     program = forward.Program(model, 0, last, (job["batch_size"], *job["image_size"], 3), np.dtype(np.uint8), mesh)
     run = forward.compiled(program)
-    variables = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, mesh)
+    constants = forward.constants(program, variables)
 
     def one_batch(images):
-        return np.asarray(run(variables, parallel.put(images, mesh)))
+        return np.asarray(run(constants, parallel.put(images, mesh)))
 
     def all_batches(images):
         batches = np.split(images, len(images) // job["batch_size"])

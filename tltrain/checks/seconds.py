@@ -75,10 +75,11 @@ def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
     per_image: dict[tuple[int, int], float] = {}
     kept: Kept = {}
     compiling = 0.0
-    frozen = parallel.replicate(_variables(case), case.mesh)
+    variables = _variables(case)
     for start, stop in itertools.pairwise([0, *cuts]):
         started = time.perf_counter()
-        run = forward.compiled(phases.program(case, start, stop))
+        program = phases.program(case, start, stop)
+        run, frozen = forward.compiled(program), forward.constants(program, variables)
         compiling += time.perf_counter() - started
         batches = _images(case, None) if start == 0 else _stored(case, kept[start])
         inputs = (batch["inputs"] for batch in itertools.islice(batches, _FORWARD_BATCHES))
@@ -124,8 +125,8 @@ def _phase(case, phase: phases.Prepared, kept: Kept) -> float:
 
 def _evaluation(case, phase: phases.Prepared, kept: Kept) -> float:
     """Seconds to evaluate an image from what the phase sees of val; the head alone is left out."""
-    run = forward.compiled(evaluation.program(case.model, phase.val, case.config, case.mesh))
-    frozen = parallel.replicate(_variables(case), case.mesh)
+    program = evaluation.program(case.model, phase.val, case.config, case.mesh)
+    run, frozen = forward.compiled(program), forward.constants(program, _variables(case))
     batches = itertools.islice(_batches(case, phase.val, kept, None), _FORWARD_BATCHES)
     return _time_forward(case, run, frozen, (batch["inputs"] for batch in batches))[0]
 

@@ -57,7 +57,7 @@ def conv2d(
         return jnp.einsum("bhwc,cd->bhwd", _pad(x, padding)[:, :: strides[0], :: strides[1]], kernel[0, 0])
     if groups == x.shape[-1] == kernel.shape[-1]:
         return _depthwise(_pad(x, padding), kernel, strides)
-    if x.shape[-1] <= 4 and groups == 1:
+    if groups == 1 and math.prod(kernel.shape[:3]) <= 36:
         return _columns_conv(_pad(x, padding), kernel, strides)
     return _xla_conv(x, kernel, strides, padding, groups)
 
@@ -72,7 +72,7 @@ def _pad(x, padding):
     return jnp.pad(x, ((0, 0), *padding, (0, 0))) if any(map(any, padding)) else x
 
 
-def _taps(x, kernel_size, strides):
+def views(x, kernel_size, strides):
     """The shifted, strided views of padded `x` that each position of the kernel meets, with that position."""
     batch, height, width, channels = x.shape
     out = [(n - k) // s for n, k, s in zip((height, width), kernel_size, strides, strict=True)]
@@ -83,7 +83,7 @@ def _taps(x, kernel_size, strides):
 
 def _columns_conv(x, kernel, strides):
     """Convolution of padded `x` with few channels: its taps side by side, then one matrix product."""
-    columns = jnp.concatenate([tap for _, tap in _taps(x, kernel.shape[:2], strides)], axis=-1)
+    columns = jnp.concatenate([tap for _, tap in views(x, kernel.shape[:2], strides)], axis=-1)
     return jnp.einsum("bhwc,cd->bhwd", columns, kernel.reshape(-1, kernel.shape[-1]))
 
 
@@ -94,7 +94,7 @@ def _depthwise(x, kernel, strides):
     The barrier keeps XLA from computing the producer of `x` again inside every tap.
     """
     x = lax.optimization_barrier(x)
-    return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in _taps(x, kernel.shape[:2], strides)))
+    return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in views(x, kernel.shape[:2], strides)))
 
 
 def _depthwise_forward(x, kernel, strides):
@@ -114,7 +114,7 @@ def _depthwise_backward(strides, residuals, grad):
 
     def add_image(sums, image_and_grad):
         image, g = image_and_grad
-        taps = _taps(image[None], kernel.shape[:2], strides)
+        taps = views(image[None], kernel.shape[:2], strides)
         return [total + tap[0] * g for total, (_, tap) in zip(sums, taps, strict=True)], None
 
     # one image at a time: the sums over the map stay in the cache, and each product is one fused loop

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.layers import BatchNorm, Conv, conv_bn, normalize
+from tltrain.models.pooling import avg_pool
 from tltrain.models.resnet import Stem
 from tltrain.models.resnet_v2 import Post
 
@@ -41,7 +42,7 @@ class Transition(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H / 2, W / 2, C / 2]`."""
         y = nn.relu(normalize(x, self.norm(x.shape[-1], name="bn"), train))
-        return nn.avg_pool(Conv(x.shape[-1] // 2, name="conv")(y), (2, 2), (2, 2))
+        return avg_pool(Conv(x.shape[-1] // 2, name="conv")(y), (2, 2), (2, 2))
 
 
 class DenseNet(Backbone):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.convolution import VALID
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
+from tltrain.models.pooling import avg_pool, max_pool
 
 EPSILON, MOMENTUM = 1e-3, 0.99
 # A convolution is (channels, height, width[, stride]) of its kernel; one with a stride is not padded. A branch is
@@ -79,7 +80,7 @@ class Stem(ConvNorm):
         for part, sizes in enumerate(_STEM, 1):
             for i, size in enumerate(sizes, 1):
                 x = self.layer(x, size, f"conv{part}_{i}", train)
-            x = nn.max_pool(x, (3, 3), (2, 2))
+            x = max_pool(x, (3, 3), (2, 2))
         return x
 
 
@@ -93,8 +94,8 @@ class Mixed(ConvNorm):
         """Maps `[B, H, W, C]` to `[B, H', W', D]`, `H'` about `H / 2` where there is a stride."""
         outputs = dict.fromkeys(dict(self.branches), x)
         pooled = dict(self.branches)["pool"]
-        average = functools.partial(nn.avg_pool, padding="SAME", count_include_pad=False)
-        outputs["pool"] = average(x, (3, 3)).astype(x.dtype) if pooled else nn.max_pool(x, (3, 3), (2, 2))
+        around = ((1, 1), (1, 1))
+        outputs["pool"] = avg_pool(x, (3, 3), (1, 1), around) if pooled else max_pool(x, (3, 3), (2, 2))
         for name, i, size in self._in_order():
             if isinstance(size[0], int):
                 outputs[name] = self.layer(outputs[name], size, f"{name}_{i}", train)

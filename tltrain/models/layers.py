@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tltrain.models import winograd
 from tltrain.models.convolution import Padding, conv2d, on_cpu
 
 
@@ -37,8 +38,12 @@ class Conv(nn.Module):
         groups = x.shape[-1] if self.depthwise else 1
         shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        kernel = kernel if scale is None else kernel * scale
-        y = conv2d(x, kernel.astype(x.dtype), self.strides, groups, self.padding)
+        if self.has_variable("transformed", "kernel"):
+            y = winograd.convolve(x, self.get_variable("transformed", "kernel"), self.padding)
+            y = y if scale is None else y * scale.astype(x.dtype)
+        else:
+            kernel = kernel if scale is None else kernel * scale
+            y = conv2d(x, kernel.astype(x.dtype), self.strides, groups, self.padding)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
+from tltrain.models.pooling import max_pool
 
 DEPTHS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -21,7 +22,7 @@ EPSILON, MOMENTUM = 1.001e-5, 0.99
 
 def pool(x: jax.Array) -> jax.Array:
     """The largest of 3x3, every other place; zeros stand around `x` `[B, H, W, C]`."""
-    return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+    return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
 
 
 class Stem(nn.Module):

@@ -12,6 +12,7 @@ import jax
 
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.layers import Conv
+from tltrain.models.pooling import max_pool
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -27,7 +28,7 @@ class Block(nn.Module):
         """Maps `[B, H, W, C]` to `[B, H / 2, W / 2, features]`."""
         for i in range(1, self.num_convs + 1):
             x = nn.relu(Conv(self.features, (3, 3), use_bias=True, name=f"conv{i}")(x))
-        return nn.max_pool(x, (2, 2), (2, 2))
+        return max_pool(x, (2, 2), (2, 2))
 
 
 class VGG(Backbone):

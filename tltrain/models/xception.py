@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
-from tltrain.models.convolution import VALID, conv2d
+from tltrain.models.convolution import VALID, conv2d, same_padding
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
+from tltrain.models.pooling import max_pool
 
 EPSILON, MOMENTUM = 1e-3, 0.99
 WIDTHS = (128, 256, 728)  # of block2, block3, block4; the last one is that of all middle blocks too
@@ -75,7 +76,7 @@ class Block(nn.Module):
             return x + y
         width = self.features[-1]
         residual = conv_bn(x, Conv(width, strides=(2, 2), name="residual"), self.norm(width, name="residual_bn"), train)
-        return nn.max_pool(y, (3, 3), (2, 2), "SAME") + residual
+        return max_pool(y, (3, 3), (2, 2), same_padding(y.shape[1:3], (3, 3), (2, 2))) + residual
 
 
 class Top(nn.Module):
