@@ -1,0 +1,168 @@
+"""Forward passes of the zoo beside Keras on TensorFlow and Keras on JAX: alternating processes, medians.
+
+    python benchmarks/zoo.py                      # one of each family, batches of 8 and 32: a table in Markdown
+    python benchmarks/zoo.py --only=resnet50 --rounds=1
+    python benchmarks/zoo.py --compile            # seconds to trace and to compile, every backbone
+    python benchmarks/zoo.py --stages=resnet50    # milliseconds and GFLOP/s of each stage, on one core
+
+Run by the Python that has tltrain and its tests' requirements (`bash launch/test.sh` makes it). All weights are random,
+images are in memory. On two cores a round takes 15 minutes; what takes more than twice the time of the fastest runs in
+the first round alone. `benchmarks/zoo.md` is a result, with what limits each family.
+"""
+
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from tltrain import console
+from tltrain.config import default
+from tltrain.models import zoo
+from tltrain.models.classifier import run_frozen, transform_kernels
+from tltrain.models.layers import forward_options
+
+ONLY = flags.DEFINE_list("only", [], "Backbones; default: one of each family, with --compile all.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of alternating processes.")
+COMPILE = flags.DEFINE_bool("compile", False, "Time tracing and compilation alone.")
+STAGES = flags.DEFINE_string("stages", "", "A backbone whose stages are timed, on one core.")
+OUT = flags.DEFINE_string("out", "runs/zoo.json", "Every measurement, as JSON; an earlier one there is continued.")
+
+PEERS = Path(__file__).parent / "peers"
+FAMILIES = (
+    "vgg16",
+    "resnet50",
+    "resnet50_v2",
+    "inception_v3",
+    "xception",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "densenet121",
+    "efficientnet_b0",
+)
+LIBRARIES = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax", "tltrain": "tltrain"}
+BATCH_SIZES = ("8", "32")
+
+
+def main(_):
+    if STAGES.value:
+        return time_stages(STAGES.value)
+    if COMPILE.value:
+        return time_compilation(ONLY.value or list(zoo.BACKBONES))
+    out = Path(OUT.value)
+    results = json.loads(out.read_text()) if out.exists() else {}
+    names = ONLY.value or FAMILIES
+    for r in range(ROUNDS.value):
+        for name in names:
+            for title, library in LIBRARIES.items():
+                runs = results.setdefault(name, {}).setdefault(title, [])
+                if len(runs) > r or (r and slow(results[name], title)):
+                    continue
+                console.say(f"round {r + 1}: {name}, {title} ...")
+                runs.append(measure(library, name))
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(json.dumps(results, indent=1))
+    return show({name: results[name] for name in names})
+
+
+def measure(library, name):
+    """One process: `{"images_per_second": {batch size: ...}, "first_batch_seconds": ...}`."""
+    command = [sys.executable, PEERS / "zoo_forward.py", library, name, *BATCH_SIZES]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": library}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if ended.returncode:
+        raise SystemExit(f"{library}, {name} failed:\n{ended.stderr[-3000:]}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def median(runs, size):
+    return statistics.median(run["images_per_second"][size] for run in runs)
+
+
+def slow(runs, title):
+    fastest = max(median(found, BATCH_SIZES[-1]) for found in runs.values() if found)
+    return 2 * median(runs[title], BATCH_SIZES[-1]) < fastest
+
+
+def show(results):
+    print(f"| backbone | M parameters | GFLOP an image | batch | {' | '.join(LIBRARIES)} | x the faster of Keras |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, runs in results.items():
+        model, shapes, x = model_of(name)
+        one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+        plain = jax.jit(functools.partial(whole, model)).lower(shapes | {"transformed": {}}, one)
+        gflop = plain.cost_analysis()["flops"] / 1e9
+        parameters = sum(leaf.size for leaf in jax.tree.leaves({k: tree["backbone"] for k, tree in shapes.items()}))
+        for size in BATCH_SIZES:
+            *keras, ours = (median(runs[title], size) for title in LIBRARIES)
+            rates = " | ".join(f"{rate:.1f}" for rate in (*keras, ours))
+            row = f"| {name} | {parameters / 1e6:.1f} | {gflop:.2f} | {size} | {rates} | {ours / max(keras):.2f} |"
+            print(row)
+
+
+def whole(model, variables, x):
+    return run_frozen(model, variables, x, 0, len(model.backbone.stages))
+
+
+def model_of(name, batch_size=8):
+    """The model, the shapes of its variables, and those of a batch of its own size."""
+    config = default()
+    config.model.backbone = name
+    config = zoo.resolved(config)
+    model = zoo.create(config, 2)
+    return model, zoo.shapes(model), jax.ShapeDtypeStruct((batch_size, *config.data.image_size, 3), np.uint8)
+
+
+def time_compilation(names):
+    """Of the frozen pass for batches of 8, each backbone in a process of its own; nothing compiled is kept."""
+    print("| backbone | image | trace, s | compile, s |\n|---|---:|---:|---:|", flush=True)
+    if len(names) > 1:
+        for name in names:
+            command = [sys.executable, __file__, "--compile", f"--only={name}"]
+            print(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1], flush=True
+            )
+        return
+    started = time.perf_counter()
+    model, shapes, x = model_of(names[0])
+    stop = len(model.backbone.stages)
+    shapes |= jax.eval_shape(lambda variables: transform_kernels(model, variables, x, 0, stop), shapes)
+    jitted = jax.jit(functools.partial(whole, model), compiler_options=forward_options())
+    lowered, traced = jitted.lower(shapes, x), time.perf_counter()
+    lowered.compile()
+    compiled = time.perf_counter() - traced
+    print(f"| {names[0]} | {x.shape[1]}x{x.shape[2]} | {traced - started:.1f} | {compiled:.1f} |")
+
+
+def time_stages(name):
+    """Each stage of a batch of 8 by itself, medians of five."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
+    model, _, x = model_of(name)
+    variables = zoo.init(model, 0, None)
+    y = jax.numpy.asarray(np.random.default_rng(0).integers(0, 256, x.shape, np.uint8))
+    print("| stage | input | output | ms an image | GFLOP/s |\n|---|---|---|---:|---:|")
+    for i, stage in enumerate(model.backbone.stages):
+        constants = variables | transform_kernels(model, variables, y, i, i + 1)
+        run = jax.jit(functools.partial(run_frozen, model, start=i, stop=i + 1), compiler_options=forward_options())
+        plain = jax.jit(functools.partial(run_frozen, model, start=i, stop=i + 1))
+        gflop = plain.lower(variables | {"transformed": {}}, y[:1]).cost_analysis()["flops"] / 1e9
+        compiled, seconds = run.lower(constants, y).compile(), []
+        for _ in range(6):
+            started = time.perf_counter()
+            result = jax.block_until_ready(compiled(constants, y))
+            seconds.append((time.perf_counter() - started) / len(y))
+        spent = statistics.median(seconds[1:])
+        shapes = f"{'x'.join(map(str, y.shape[1:]))} | {'x'.join(map(str, result.shape[1:]))}"
+        print(f"| {stage} | {shapes} | {spent * 1e3:.2f} | {gflop / spent:.0f} |", flush=True)
+        y = result
+
+
+if __name__ == "__main__":
+    app.run(main)
