@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from conftest import TINY
 from test_main import ENVIRONMENT, write_config
 from test_train import run
 
-from tltrain import features, parallel, store
+from tltrain import features, forward, inputs, parallel, store
 from tltrain.config import default
 from tltrain.data import import_tensorflow, pipeline, sources, tfds_source
 from tltrain.data.augment import Augment
@@ -42,6 +43,7 @@ def test_a_second_run_computes_nothing(tiny, tmp_path, monkeypatch):
     assert {folder: folder.stat().st_mtime_ns for folder in stores(tmp_path)} == before
     assert len(before) == 4  # two cuts, two splits
     assert losses(second) != losses(first)
+    assert second["features"]["images_per_second"] is None
 
 
 CHANGES = {
@@ -105,6 +107,30 @@ def test_a_stopped_extraction_goes_on_where_it_stopped(tiny, tmp_path, monkeypat
         run(tiny, tmp_path / "run", stop=lambda: next(left, True))
     assert losses(run(tiny, tmp_path / "run")) == losses(expected)
     assert set(written.values()) == {1} and len(written) == 2 * 48
+
+
+def test_the_speed_is_that_of_the_images_computed_here_without_compiling(tiny, tmp_path, monkeypatch):
+    """By a clock on which compiling takes 100 seconds and a batch of up to 8 images one."""
+    now = [0.0]
+
+    def compiled(program):
+        now[0] += 100
+        return compile_program(program)
+
+    def from_images(*args):
+        for batch in read_images(*args):
+            now[0] += 1
+            yield batch
+
+    compile_program, read_images = forward.compiled, pipeline.from_images
+    monkeypatch.setattr(forward, "compiled", compiled)
+    monkeypatch.setattr(pipeline, "from_images", from_images)
+    monkeypatch.setattr(inputs, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    left = iter([False, False, True])
+    with pytest.raises(TerminatedError):
+        run(tiny, tmp_path / "run", stop=lambda: next(left))
+    result = run(tiny, tmp_path / "run")  # 36 - 3 x 8 training and 12 val images are left, in two batches each
+    assert result["features"]["images_per_second"] == (12 + 12) / (2 + 2)
 
 
 def test_rows_that_did_not_reach_the_disk_are_done_again(tmp_path):

@@ -79,10 +79,12 @@ def test_another_config_is_refused_before_the_first_run(tiny, tmp_path):
         sweep.members(tiny, [{}], 1, tmp_path)
 
 
-def report_of(accuracy, seconds=2.0):
-    phase = {"trainable_parameters": 1281}
+def report_of(accuracy, images_per_second=None):
+    phase = {"trainable_parameters": 1281, "frozen_parameters": 2_223_872}
     chosen = {"phase": "probe", "val": {"accuracy": accuracy}}
-    return {"chosen": chosen, "phases": {"probe": phase}, "seconds": {"train": seconds, "eval": 1.0}}
+    features = {"images_per_second": images_per_second}
+    seconds = {"train": 2.0, "eval": 1.0}
+    return {"chosen": chosen, "phases": {"probe": phase}, "features": features, "seconds": seconds}
 
 
 def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
@@ -96,6 +98,30 @@ def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
     assert float(first["mean"]) == 0.625 and float(second["difference"]) == 0.25
     assert "| rate_1 | 2 | 87.50 ± 17.68 | +25.00 |" in (tmp_path / "table.md").read_text()
     assert r"rate\_1 & 2 & 87.50 $\pm$ 17.68 & +25.00 &" in (tmp_path / "table.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("speeds", "mean", "shown"),
+    {
+        "all computed": ((200.0, 100.5), 150.25, "150.2"),
+        "one read the store": ((200.0, None), 200.0, "200.0"),
+        "all read it": ((None, None), float("nan"), ""),
+        "of an older version": ((), float("nan"), ""),
+    }.values(),
+)
+def test_speed_is_of_the_runs_that_computed_features_and_parameters_are_all(tmp_path, speeds, mean, shown):
+    runs = {seed: report_of(0.5, speed) for seed, speed in enumerate(speeds)}
+    if not speeds:
+        runs = {0: report_of(0.5)}
+        del runs[0]["features"]
+    [row] = table.rows({"base": runs})
+    assert row.images_per_second == pytest.approx(mean, nan_ok=True) and row.parameters == 2_225_153
+    assert dict(zip(table.HEADER, table.cells(row), strict=True))["img/s"] == shown
+    table.write([row], tmp_path)
+    [line] = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert line["images_per_second"] == ("" if np.isnan(mean) else str(mean)) and line["parameters"] == "2225153"
+    assert f"| {shown} | 3.0 | 2,225,153 | 1,281 |" in (tmp_path / "table.md").read_text()
+    assert rf"& {shown} & 3.0 & 2,225,153 & 1,281 \\" in (tmp_path / "table.tex").read_text()
 
 
 def test_the_command_line_runs_the_sweep_of_a_config_file(images, tmp_path):

@@ -73,6 +73,7 @@ def test_a_run_leaves_a_whole_record(tiny, tmp_path):
     assert np.asarray(result["test"]["confusion"]).sum() == result["num_examples"]["test"]
     assert result["class_counts"]["train"] == {"dark": 11, "light": 18}
     assert {"data", "features", "compile", "train", "eval"} <= set(result["seconds"])
+    assert result["features"]["images_per_second"] > 0
 
 
 def test_the_report_says_that_a_phase_waited_for_its_input(tiny, tmp_path, monkeypatch):

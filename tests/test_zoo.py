@@ -351,6 +351,14 @@ def test_images_have_the_size_of_the_backbone_where_the_config_has_none_and_are_
         zoo.resolved(config)
 
 
+def test_the_arms_of_the_comparison_without_weights_are_one_of_each_family(tmp_path):
+    file = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "backbones.py"))
+    first, *others = sweep.members(file["get_config"](), list(file["sweep"]()), 1, tmp_path)
+    assert first.arm == "backbone=mobilenet_v2" and first.config.model.weights.endswith(".h5")
+    assert sorted(m.arm for m in others) == sorted(f"backbone={name},weights=random" for name in FIRST)
+    assert all(m.config.data.image_size == zoo.BACKBONES[m.config.model.backbone]().input_size for m in others)
+
+
 def test_the_arms_of_the_comparison_of_backbones_are_accepted_and_two_of_them_run(images, tmp_path, capsys):
     file = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "backbones.py"))
     config, arms = file["get_config"](), list(file["sweep"]())

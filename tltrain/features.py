@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import console, forward, store
-from tltrain.data import begin_import, pipeline
+from tltrain.data import begin_import, import_tensorflow, pipeline
 from tltrain.data.augment import Augment
 from tltrain.data.split import Split
 from tltrain.download import cache_dir
@@ -64,7 +64,7 @@ def ensure(
     base: tuple[int, store.Store] | None,
     corrupt: pipeline.Corrupt,
     mesh: Mesh,
-    progress: Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]],
+    progress: Callable[[str, int, int], contextlib.AbstractContextManager[Callable[[int], None]]],
 ) -> store.Store:
     """The store that is wanted, computed as far as it is not there yet.
 
@@ -76,7 +76,8 @@ def ensure(
         base: an earlier cut and the store of the same images there, to start from; or None: from the images.
         corrupt: collects unreadable images.
         mesh: the devices that compute.
-        progress: entered with a title and the number of examples; yields what is told how many are done.
+        progress: entered once all is compiled, with a title, the number of examples and how many of them are done
+            already; yields what is told how many are done.
 
     Raises:
         DataError: too many unreadable images.
@@ -174,9 +175,11 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
         batches = pipeline.from_images(split, index, mask, *options)
         begin_import()  # TensorFlow comes in while XLA compiles
     computed = forward.activations(program, variables, batches)
+    if not stored:
+        import_tensorflow()
     title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
     done = num_examples - int(writer.missing.sum())
-    with progress(title, num_examples) as update:
+    with progress(title, num_examples, done) as update:
         for batch, keep in zip(computed, mask, strict=True):
             writer.write(batch["index"][keep], np.asarray(batch["inputs"])[keep].astype(dtype), batch["mask"][keep])
             done += int(keep.sum())

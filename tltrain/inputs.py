@@ -1,6 +1,8 @@
 """Which batches a phase sees: images, or the stored activations at its cut where these are all it needs."""
 
 import contextlib
+import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -56,10 +58,19 @@ class Inputs:
             for name in config_lib.PHASES
             if config[name].epochs
         }
+        self._num_computed, self._seconds_computing = 0, 0.0
 
     def num_corrupt(self) -> dict[str, int]:
         """Unreadable images seen so far, by split."""
         return {name: len(corrupt.indices) for name, corrupt in self._corrupt.items()}
+
+    def images_per_second(self) -> float | None:
+        """Speed of the frozen stages, up to the first cut, over the images whose activations were computed so far.
+
+        Reading, decoding, forward pass and writing together, without compiling; None where all were stored already,
+        or none are.
+        """
+        return self._num_computed / self._seconds_computing if self._num_computed else None
 
     def of_phase(self, name: str, split: str, variables: dict) -> SplitInputs:
         """What phase `name` sees of `split`; computes and stores activations first where that is due, and says so."""
@@ -130,11 +141,13 @@ class Inputs:
 
     def _ensure(self, split, wanted, variables, base):
         corrupt = self._corrupt[split]
-        return features.ensure(self._config, self._model, variables, wanted, base, corrupt, self._mesh, self._progress)
+        progress = functools.partial(self._progress, base is None)
+        return features.ensure(self._config, self._model, variables, wanted, base, corrupt, self._mesh, progress)
 
     @contextlib.contextmanager
-    def _progress(self, title, total):
-        with console.progress(title, total) as update:
+    def _progress(self, from_images, title, total, first):
+        started = time.perf_counter()
+        with console.progress(title, total, first) as update:
 
             def progress(done):
                 update(done)
@@ -144,6 +157,9 @@ class Inputs:
                     )
 
             yield progress
+        if from_images:
+            self._num_computed += total - first
+            self._seconds_computing += time.perf_counter() - started
 
     def _random(self):
         return augment.Augment(**self._config.data.augment.to_dict(), seed=self._config.seed)

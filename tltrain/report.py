@@ -131,6 +131,7 @@ def of_run(
     origin: dict[str, Any],
     test: dict[str, Any] | None,
     num_corrupt: dict[str, int],
+    images_per_second: float | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The content of `report.json`.
@@ -142,6 +143,7 @@ def of_run(
         origin: of the initial weights.
         test: the scores of that model on test, None where there is no such split.
         num_corrupt: unreadable images by split.
+        images_per_second: of its frozen stages, see `Inputs.images_per_second`.
         seconds: by part of the run.
     """
     counts = {name: split.class_counts(len(data.class_names)) for name, split in data.splits.items()}
@@ -155,6 +157,7 @@ def of_run(
         "chosen": {"phase": chosen, **phases[chosen]["best"]},
         **({} if test is None else {"test": test}),
         "num_corrupt": num_corrupt,
+        "features": {"images_per_second": None if images_per_second is None else round(images_per_second, 1)},
         "seconds": {part: round(spent, 2) for part, spent in seconds.items()},
     }
 

@@ -178,7 +178,8 @@ def show(runs: list[Member], workdir: Path) -> None:
         reports.setdefault(member.arm, {}).update({} if finished is None else {member.config.seed: finished})
     made = table.rows(reports)
     lost = [arm for arm, of_seeds in reports.items() if not of_seeds]
-    body = [*map(table.cells, made), *((arm, "0", "failed", "", "", "", "") for arm in lost)]
+    blank = [""] * (len(table.HEADER) - 3)
+    body = [*map(table.cells, made), *((arm, "0", "failed", *blank) for arm in lost)]
     console.say("")
     console.table(f"Accuracy on {made[0].split if made else 'val'}, percent", table.HEADER, body)
     if made:

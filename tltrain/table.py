@@ -17,7 +17,10 @@ class Row(NamedTuple):
 
     `mean` and `std` (of the sample, NaN for one run) are of the accuracy on `split`, `difference` is the mean over
     seeds of the accuracy minus that of the first arm with the same seed, `low` and `high` its 95 % interval by
-    bootstrap over seeds (NaN where fewer than two seeds are shared); `seconds` are the mean of whole runs.
+    bootstrap over seeds (NaN where fewer than two seeds are shared). `images_per_second` is of the frozen stages, with
+    reading and decoding and without compiling: the mean of the runs that computed features from images, NaN where none
+    did. `seconds` are the mean of whole runs. `parameters` are those of the whole model, trainable in the chosen phase
+    or not.
     """
 
     arm: str
@@ -28,7 +31,9 @@ class Row(NamedTuple):
     difference: float
     low: float
     high: float
+    images_per_second: float
     seconds: float
+    parameters: int
     trainable_parameters: int
 
 
@@ -46,6 +51,7 @@ def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
         values, reports = list(accuracies[arm].values()), list(runs.values())
         shared = [seed for seed in accuracies[arm] if seed in base]
         differences = np.asarray([accuracies[arm][seed] - base[seed] for seed in shared])
+        phase = reports[0]["phases"][reports[0]["chosen"]["phase"]]
         made.append(
             Row(
                 arm,
@@ -54,8 +60,10 @@ def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
                 statistics.fmean(values),
                 statistics.stdev(values) if len(values) > 1 else float("nan"),
                 *bootstrap.estimates([bootstrap.mean(differences)], len(shared))[0],
+                _speed(reports),
                 statistics.fmean(sum(r["seconds"].values()) for r in reports),
-                reports[0]["phases"][reports[0]["chosen"]["phase"]]["trainable_parameters"],
+                phase["trainable_parameters"] + phase["frozen_parameters"],
+                phase["trainable_parameters"],
             )
         )
     return made
@@ -65,7 +73,14 @@ def _scores(result):
     return result["test"] if "test" in result else result["chosen"]["val"]
 
 
-HEADER = ("arm", "n", "accuracy", "difference", "95 % interval", "seconds", "trainable")
+def _speed(reports):
+    """Mean images a second of the frozen stages; records from before it was measured have no "features"."""
+    speeds = [r["features"]["images_per_second"] for r in reports if "features" in r]
+    speeds = [speed for speed in speeds if speed is not None]
+    return statistics.fmean(speeds) if speeds else float("nan")
+
+
+HEADER = ("arm", "n", "accuracy", "difference", "95 % interval", "img/s", "seconds", "parameters", "trainable")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -79,7 +94,9 @@ def cells(row: Row) -> tuple[str, ...]:
         accuracy,
         difference,
         interval,
+        "" if np.isnan(row.images_per_second) else f"{row.images_per_second:.1f}",
         report.duration(row.seconds),
+        f"{row.parameters:,}",
         f"{row.trainable_parameters:,}",
     )
 

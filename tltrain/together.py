@@ -114,9 +114,8 @@ class _Member:
         num_images = run.data.splits["train"].num_examples
         result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, phase.plan)
         test = evaluations["test"].scores if "test" in evaluations else None
-        whole = report.of_run(
-            run.data, {"probe": result}, "probe", seed.origin, test, run.inputs.num_corrupt(), seconds
-        )
+        counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
+        whole = report.of_run(run.data, {"probe": result}, "probe", seed.origin, test, counted, rate, seconds)
         run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
         run.work.write_json("report.json", whole)
         run.scalars.result(whole)

@@ -149,4 +149,5 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
         evaluations[split] = found
     run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
     scores = evaluations["test"].scores if "test" in evaluations else None
-    return report.of_run(run.data, phases, chosen, origin, scores, run.inputs.num_corrupt(), run.clock.total())
+    counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
+    return report.of_run(run.data, phases, chosen, origin, scores, counted, rate, run.clock.total())
