@@ -1,9 +1,9 @@
-"""Convolution: the one place where a formulation is chosen by platform.
+"""Convolution, and the one switch by which a formulation is chosen for a platform, `on_cpu`.
 
 XLA's convolution on CPU is an order of magnitude slower than the machine for depthwise kernels (jax-ml/jax#23713) and
 slower than a matrix product for 1x1 kernels, so on CPU convolutions become taps and products of equal value; GPU and
-TPU get `lax.conv_general_dilated`, and so does a `portable` program. Shapes: `B` batch, `H W` image, `C` input and
-`D` output channels.
+TPU get `lax.conv_general_dilated`, and so does a `portable` program. `pooling` and `winograd` are chosen likewise.
+Shapes: `B` batch, `H W` image, `C` input and `D` output channels.
 """
 
 import contextlib
@@ -72,8 +72,10 @@ def _pad(x, padding):
     return jnp.pad(x, ((0, 0), *padding, (0, 0))) if any(map(any, padding)) else x
 
 
-def views(x, kernel_size, strides):
-    """The shifted, strided views of padded `x` that each position of the kernel meets, with that position."""
+def views(
+    x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int]
+) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """The shifted, strided views of padded `x` that each position of the kernel meets, after that position."""
     batch, height, width, channels = x.shape
     out = [(n - k) // s for n, k, s in zip((height, width), kernel_size, strides, strict=True)]
     for i, j in itertools.product(range(kernel_size[0]), range(kernel_size[1])):
@@ -82,7 +84,10 @@ def views(x, kernel_size, strides):
 
 
 def _columns_conv(x, kernel, strides):
-    """Convolution of padded `x` with few channels: its taps side by side, then one matrix product."""
+    """Convolution of padded `x` with few channels: its taps side by side, then one matrix product.
+
+    Columns of 7x7x3 cost more to write than they save.
+    """
     columns = jnp.concatenate([tap for _, tap in views(x, kernel.shape[:2], strides)], axis=-1)
     return jnp.einsum("bhwc,cd->bhwd", columns, kernel.reshape(-1, kernel.shape[-1]))
 
