@@ -5,9 +5,9 @@
     python benchmarks/zoo.py --compile            # seconds to trace and to compile, every backbone
     python benchmarks/zoo.py --stages=resnet50    # milliseconds and GFLOP/s of each stage, on one core
 
-Run by the Python that has tltrain and its tests' requirements (`bash launch/test.sh` makes it). All weights are random,
-images are in memory. On two cores a round takes 15 minutes; what takes more than twice the time of the fastest runs in
-the first round alone. `benchmarks/zoo.md` is a result, with what limits each family.
+Run by the Python that has tltrain (`.venv/bin/python` after `bash launch/setup.sh`). All weights are random, images are
+in memory. On two cores a round takes 20 minutes; what takes more than twice the time of the fastest runs in the first
+round alone. `benchmarks/zoo.md` is a result, with what limits each family.
 """
 
 import functools
@@ -29,36 +29,39 @@ from tltrain.models import zoo
 from tltrain.models.classifier import run_frozen, transform_kernels
 from tltrain.models.layers import forward_options
 
-ONLY = flags.DEFINE_list("only", [], "Backbones; default: one of each family, with --compile all.")
+ONLY = flags.DEFINE_list("only", [], "Some of the backbones of the table; with --compile any.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of alternating processes.")
 COMPILE = flags.DEFINE_bool("compile", False, "Time tracing and compilation alone.")
 STAGES = flags.DEFINE_string("stages", "", "A backbone whose stages are timed, on one core.")
 OUT = flags.DEFINE_string("out", "runs/zoo.json", "Every measurement, as JSON; an earlier one there is continued.")
 
 PEERS = Path(__file__).parent / "peers"
-FAMILIES = (
-    "vgg16",
-    "resnet50",
-    "resnet50_v2",
-    "inception_v3",
-    "xception",
-    "mobilenet_v1",
-    "mobilenet_v2",
-    "densenet121",
-    "efficientnet_b0",
-)
+KERAS = {  # one of each family, and its name in keras.applications
+    "vgg16": "VGG16",
+    "resnet50": "ResNet50",
+    "resnet50_v2": "ResNet50V2",
+    "inception_v3": "InceptionV3",
+    "xception": "Xception",
+    "mobilenet_v1": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "densenet121": "DenseNet121",
+    "efficientnet_b0": "EfficientNetB0",
+}
 LIBRARIES = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax", "tltrain": "tltrain"}
 BATCH_SIZES = ("8", "32")
 
 
 def main(_):
+    known = list(zoo.BACKBONES if COMPILE.value or STAGES.value else KERAS)
+    names = [STAGES.value] if STAGES.value else ONLY.value or known
+    if unknown := sorted(set(names) - set(known)):
+        raise SystemExit(f"unknown backbone {', '.join(unknown)}; known: {', '.join(known)}")
     if STAGES.value:
-        return time_stages(STAGES.value)
+        return time_stages(names[0])
     if COMPILE.value:
-        return time_compilation(ONLY.value or list(zoo.BACKBONES))
+        return time_compilation(names)
     out = Path(OUT.value)
     results = json.loads(out.read_text()) if out.exists() else {}
-    names = ONLY.value or FAMILIES
     for r in range(ROUNDS.value):
         for name in names:
             for title, library in LIBRARIES.items():
@@ -73,8 +76,10 @@ def main(_):
 
 
 def measure(library, name):
-    """One process: `{"images_per_second": {batch size: ...}, "first_batch_seconds": ...}`."""
-    command = [sys.executable, PEERS / "zoo_forward.py", library, name, *BATCH_SIZES]
+    """One process: `{"images_per_second": {batch size: ...}}`."""
+    height = str(model_of(name)[2].shape[1])
+    there = name if library == "tltrain" else KERAS[name]
+    command = [sys.executable, PEERS / "zoo_forward.py", library, there, height, *BATCH_SIZES]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": library}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
@@ -92,8 +97,8 @@ def slow(runs, title):
 
 
 def show(results):
-    print(f"| backbone | M parameters | GFLOP an image | batch | {' | '.join(LIBRARIES)} | x the faster of Keras |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    lines = [f"| backbone | M parameters | GFLOP an image | batch | {' | '.join(LIBRARIES)} | x the faster of Keras |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, runs in results.items():
         model, shapes, x = model_of(name)
         one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
@@ -103,8 +108,9 @@ def show(results):
         for size in BATCH_SIZES:
             *keras, ours = (median(runs[title], size) for title in LIBRARIES)
             rates = " | ".join(f"{rate:.1f}" for rate in (*keras, ours))
-            row = f"| {name} | {parameters / 1e6:.1f} | {gflop:.2f} | {size} | {rates} | {ours / max(keras):.2f} |"
-            print(row)
+            sizes = f"{parameters / 1e6:.1f} | {gflop:.2f} | {size}"
+            lines.append(f"| {name} | {sizes} | {rates} | {ours / max(keras):.2f} |")
+    print("\n".join(lines))
 
 
 def whole(model, variables, x):
@@ -126,14 +132,13 @@ def time_compilation(names):
     if len(names) > 1:
         for name in names:
             command = [sys.executable, __file__, "--compile", f"--only={name}"]
-            print(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1], flush=True
-            )
+            ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            print(ended.stdout.splitlines()[-1], flush=True)
         return
     started = time.perf_counter()
     model, shapes, x = model_of(names[0])
     stop = len(model.backbone.stages)
-    shapes |= jax.eval_shape(lambda variables: transform_kernels(model, variables, x, 0, stop), shapes)
+    shapes = shapes | jax.eval_shape(lambda variables: transform_kernels(model, variables, x, 0, stop), shapes)
     jitted = jax.jit(functools.partial(whole, model), compiler_options=forward_options())
     lowered, traced = jitted.lower(shapes, x), time.perf_counter()
     lowered.compile()

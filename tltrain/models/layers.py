@@ -34,7 +34,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies kernel and bias in float32 before use."""
+        """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies kernel and bias in float32 before use.
+
+        Where the collection `transformed` has its `kernel`, of `winograd.transform_kernel`, that one is used.
+        """
         groups = x.shape[-1] if self.depthwise else 1
         shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)

@@ -16,6 +16,7 @@ from tltrain.models.convolution import Padding, same_padding, views
 
 KERNEL_SIZES = ((3, 3), (1, 3), (3, 1))
 _MAX_BYTES = 2**26  # of all tiles of an image before and after the products; above, memory takes what arithmetic saves
+_MIN_CHANNELS, _MIN_KERNEL = 48, 64 * 64  # below, C or C * D, products are too small to make up for the transforms
 _Grid = Sequence[Sequence[jax.Array]]
 
 
@@ -26,8 +27,8 @@ def pays(x: jax.ShapeDtypeStruct, kernel: Sequence[int], strides: tuple[int, int
         x.dtype == jnp.float32
         and strides == (1, 1)
         and (height, width) in KERNEL_SIZES
-        and channels == x.shape[-1] >= 48
-        and channels * features >= 4096
+        and channels == x.shape[-1] >= _MIN_CHANNELS
+        and channels * features >= _MIN_KERNEL
         and 16 * x.shape[1] * x.shape[2] * (channels + features) <= _MAX_BYTES
     )
 
