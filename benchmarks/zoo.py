@@ -26,7 +26,7 @@ from absl import app, flags
 from tltrain import console
 from tltrain.config import default
 from tltrain.models import zoo
-from tltrain.models.classifier import run_frozen, transform_kernels
+from tltrain.models.classifier import frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
 
 ONLY = flags.DEFINE_list("only", [], "Some of the backbones of the table; with --compile any.")
@@ -102,7 +102,7 @@ def show(results):
     for name, runs in results.items():
         model, shapes, x = model_of(name)
         one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-        plain = jax.jit(functools.partial(whole, model)).lower(shapes | {"transformed": {}}, one)
+        plain = jax.jit(functools.partial(whole, model)).lower(shapes | {"constants": {}}, one)
         gflop = plain.cost_analysis()["flops"] / 1e9
         parameters = sum(leaf.size for leaf in jax.tree.leaves({k: tree["backbone"] for k, tree in shapes.items()}))
         for size in BATCH_SIZES:
@@ -138,10 +138,13 @@ def time_compilation(names):
     started = time.perf_counter()
     model, shapes, x = model_of(names[0])
     stop = len(model.backbone.stages)
-    shapes = shapes | jax.eval_shape(lambda variables: transform_kernels(model, variables, x, 0, stop), shapes)
+    make = jax.jit(functools.partial(frozen_constants, model, x=x, start=0, stop=stop))
+    shapes = shapes | jax.eval_shape(make, shapes)
+    making = make.lower(zoo.shapes(model))
     jitted = jax.jit(functools.partial(whole, model), compiler_options=forward_options())
     lowered, traced = jitted.lower(shapes, x), time.perf_counter()
     lowered.compile()
+    making.compile()
     compiled = time.perf_counter() - traced
     print(f"| {names[0]} | {x.shape[1]}x{x.shape[2]} | {traced - started:.1f} | {compiled:.1f} |")
 
@@ -154,10 +157,11 @@ def time_stages(name):
     y = jax.numpy.asarray(np.random.default_rng(0).integers(0, 256, x.shape, np.uint8))
     print("| stage | input | output | ms an image | GFLOP/s |\n|---|---|---|---:|---:|")
     for i, stage in enumerate(model.backbone.stages):
-        constants = variables | transform_kernels(model, variables, y, i, i + 1)
+        make = jax.jit(functools.partial(frozen_constants, model, x=y, start=i, stop=i + 1))
+        constants = variables | make(variables)
         run = jax.jit(functools.partial(run_frozen, model, start=i, stop=i + 1), compiler_options=forward_options())
         plain = jax.jit(functools.partial(run_frozen, model, start=i, stop=i + 1))
-        gflop = plain.lower(variables | {"transformed": {}}, y[:1]).cost_analysis()["flops"] / 1e9
+        gflop = plain.lower(variables | {"constants": {}}, y[:1]).cost_analysis()["flops"] / 1e9
         compiled, seconds = run.lower(constants, y).compile(), []
         for _ in range(6):
             started = time.perf_counter()

@@ -43,7 +43,7 @@ from tltrain.models import (
     zoo,
 )
 from tltrain.models.backbone import scale_pixels
-from tltrain.models.classifier import Classifier, pool, run_frozen, transform_kernels
+from tltrain.models.classifier import Classifier, frozen_constants, pool, run_frozen
 
 GRID = bool(os.environ.get("TLTRAIN_TEST_GRID"))  # every variant in full
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -325,18 +325,26 @@ def test_frozen_stages_stay_bitwise_and_the_others_move(family, freeze_until):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
-def test_kernels_are_transformed_for_frozen_stages_on_cpu_alone_and_once_gives_the_same_bits():
+def test_constants_of_frozen_stages_give_the_same_bits_and_kernels_are_transformed_on_cpu_alone():
     backbone = vgg.VGG(num_convs=(1, 2), widths=(64, 64))
     model = Classifier(backbone, 3, 0.2, backbone.pixels)
     variables, images = zoo.init(model, 0, None), batch_of(size=32)["inputs"]
-    constants = variables | transform_kernels(model, variables, images, 0, 2)
-    assert list(constants["transformed"]["backbone"]) == ["block2"]
+
+    def constants_of(variables):
+        return frozen_constants(model, variables, images, 0, 2)
+
+    def kernel_shapes(variables):
+        stages = jax.eval_shape(lambda v: constants_of(v), variables)["constants"]["backbone"]  # traced each time
+        return [stages[stage][conv]["kernel"].shape[:2] for stage, conv in (("block1", "conv1"), ("block2", "conv2"))]
+
+    constants = variables | jit(constants_of)(variables)
     run = jit(lambda v, x: run_frozen(model, v, x, 0, 2))
     features = run(variables, images)
     np.testing.assert_array_equal(run(constants, images), features)
     np.testing.assert_array_equal(run(variables, images[::-1]), features[::-1])
+    assert kernel_shapes(variables) == [(3, 3), (4, 4)]
     with convolution.portable():
-        assert transform_kernels(model, variables, images, 0, 2) == {"transformed": {}}
+        assert kernel_shapes(variables) == [(3, 3), (3, 3)]
     plain = jit(lambda v, x: pool(model.apply(v, x, 0, 2, method="run")))(variables, images)
     assert not np.array_equal(plain, features)
     np.testing.assert_allclose(features, plain, atol=3e-6 * np.abs(plain).max())

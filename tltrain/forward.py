@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tltrain import parallel
 from tltrain.data.pipeline import Batch
 from tltrain.models import zoo
-from tltrain.models.classifier import Classifier, run_frozen, transform_kernels
+from tltrain.models.classifier import Classifier, frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
 
 Result = TypeVar("Result")
@@ -37,13 +37,15 @@ def _lowered(program: Program) -> Any:
     whole, parts = parallel.shardings(program.mesh)
     jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
     shapes = zoo.shapes(program.model)
-    transformed = jax.eval_shape(functools.partial(_transformed, program), shapes)
-    return jitted.lower(shapes | transformed, jax.ShapeDtypeStruct(program.shape, program.dtype))
+    shapes = shapes | jax.eval_shape(_constants(program), shapes)
+    return jitted.lower(shapes, jax.ShapeDtypeStruct(program.shape, program.dtype))
 
 
-def _transformed(program, variables):
+@functools.cache
+def _constants(program: Program) -> Callable[[dict], dict]:
     x = jax.ShapeDtypeStruct(program.shape, program.dtype)
-    return transform_kernels(program.model, variables, x, program.start, program.stop)
+    make = functools.partial(frozen_constants, program.model, x=x, start=program.start, stop=program.stop)
+    return jax.jit(make, out_shardings=parallel.shardings(program.mesh)[0])
 
 
 def result(program: Program) -> jax.ShapeDtypeStruct:
@@ -58,9 +60,9 @@ def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
 
 
 def constants(program: Program, variables: dict) -> dict:
-    """What `compiled(program)` takes of `variables`: on all devices, with all that follows from kernels alone."""
+    """What `compiled(program)` takes of `variables`: on all devices, with all that follows from them alone."""
     replicated = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, program.mesh)
-    return replicated | _transformed(program, replicated)
+    return replicated | _constants(program)(replicated)
 
 
 def activations(program: Program, variables: dict, batches: Iterable[Batch]) -> Iterator[Batch]:

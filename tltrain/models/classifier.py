@@ -8,10 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tltrain.models import winograd
 from tltrain.models.backbone import Backbone, scale_pixels
-from tltrain.models.convolution import on_cpu
-from tltrain.models.layers import Conv, dropout, map_chunks
+from tltrain.models.layers import dropout, map_chunks
 
 HEAD_INIT = nn.initializers.glorot_uniform()  # as Keras' Dense
 _SMALL_MAP = 20 * 20  # positions; the activations of several images of this size fit a processor's cache together
@@ -61,9 +59,9 @@ def run_frozen(model: Classifier, variables: dict, x: jax.Array, start: int, sto
     Returns the activations before stage `stop`, pooled `[B, C]` after the last. On CPU the batch goes through in
     chunks whose activations stay in the processor's cache: one image while maps are large, eight after.
     """
-    if "transformed" not in variables:
-        variables = variables | transform_kernels(model, variables, x, start, stop)
-    last, small = len(model.backbone.stages), _trace(model, x.shape[1:], x.dtype, start, stop)[1]
+    if "constants" not in variables:
+        variables = variables | frozen_constants(model, variables, x, start, stop)
+    last, small = len(model.backbone.stages), _first_small(model, x.shape[1:], x.dtype, start, stop)
 
     def stages(begin: int, end: int) -> Callable[[jax.Array], jax.Array]:
         def run(part):
@@ -77,42 +75,26 @@ def run_frozen(model: Classifier, variables: dict, x: jax.Array, start: int, sto
     return jax.lax.stop_gradient(pool(x) if stop == last else x)
 
 
-def transform_kernels(
+def frozen_constants(
     model: Classifier, variables: dict, x: jax.Array | jax.ShapeDtypeStruct, start: int, stop: int
 ) -> dict:
-    """What `run_frozen` computes of kernels alone, to be handed to it among `variables` for many batches like `x`.
+    """What `run_frozen` computes of variables alone, to be handed to it among them for many batches like `x`.
 
-    `{"transformed": {"backbone": {stage: {layer: {"kernel"}}}}}`, with the layers for which it pays on this platform.
+    `{"constants": {"backbone": {stage: {layer: {name: value}}}}}`: see `layers.constant`. To be compiled, which drops
+    all that is computed of an image.
     """
-    transformed: dict = {}
-    for path in _trace(model, x.shape[1:], x.dtype, start, stop)[0] if on_cpu() else ():
-        layer, found = variables["params"], transformed
-        for key in path:
-            layer, found = layer[key], found.setdefault(key, {})
-        found["kernel"] = winograd.transform_kernel(layer["kernel"])
-    return {"transformed": transformed}
+    image = jnp.zeros((1, *x.shape[1:]), x.dtype)
+    found = model.apply(variables, image, start, stop, method="run", mutable=["constants"])[1]
+    return {"constants": found.get("constants", {})}
 
 
 @functools.cache
-def _trace(model, shape, dtype, start, stop):
-    """Paths of the convolutions of stages `[start, stop)` to transform, and the first of the stages on small maps.
-
-    `shape` and `dtype` are those of one image or its activations before stage `start`.
-    """
-    paths, small, x = [], stop, jax.ShapeDtypeStruct((1, *shape), dtype)
-
-    def note(call, arguments, options, context):
-        conv, x = context.module, arguments[0] if arguments else None
-        if isinstance(conv, Conv) and context.method_name == "__call__":
-            channels = 1 if conv.depthwise else x.shape[-1]
-            if winograd.pays(x, (*conv.kernel_size, channels, conv.features), conv.strides):
-                paths.append(conv.path)
-        return call(*arguments, **options)
-
+def _first_small(model, shape, dtype, start, stop):
+    """The first of stages `[start, stop)` on small maps, else `stop`; `shape` and `dtype`: one image before `start`."""
+    x = jax.ShapeDtypeStruct((1, *shape), dtype)
     for stage in range(start, stop):
         if math.prod(x.shape[1:3]) <= _SMALL_MAP:
-            small = min(small, stage)
+            return stage
         run = functools.partial(model.init_with_output, start=stage, stop=stage + 1, method="run")
-        with nn.intercept_methods(note):
-            x = jax.eval_shape(run, jax.random.key(0), x)[0]
-    return tuple(paths), small
+        x = jax.eval_shape(run, jax.random.key(0), x)[0]
+    return stop

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,27 @@ from jax import lax
 
 from tltrain.models import winograd
 from tltrain.models.convolution import Padding, conv2d, on_cpu
+
+Value = TypeVar("Value")
+
+
+def is_constant(layer: nn.Module, name: str) -> bool:
+    """Whether `constant` of this name is in the collection `constants`, or about to be."""
+    about_to = layer.is_mutable_collection("constants") and not layer.is_initializing()
+    return about_to or layer.has_variable("constants", name)
+
+
+def constant(layer: nn.Module, name: str, compute: Callable[[], Value]) -> Value:
+    """`compute()`, which depends on variables alone; where the collection `constants` has it, that one.
+
+    `classifier.frozen_constants` fills the collection, once for the many batches that frozen stages see.
+    """
+    if layer.has_variable("constants", name):
+        return layer.get_variable("constants", name)
+    value = compute()
+    if is_constant(layer, name):
+        layer.put_variable("constants", name, value)
+    return value
 
 
 class Conv(nn.Module):
@@ -36,17 +57,20 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies kernel and bias in float32 before use.
 
-        Where the collection `transformed` has its `kernel`, of `winograd.transform_kernel`, that one is used.
+        Where the kernel is a constant it may be one of `winograd`.
         """
         groups = x.shape[-1] if self.depthwise else 1
         shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        if self.has_variable("transformed", "kernel"):
-            y = winograd.convolve(x, self.get_variable("transformed", "kernel"), self.padding)
-            y = y if scale is None else y * scale.astype(x.dtype)
-        else:
-            kernel = kernel if scale is None else kernel * scale
-            y = conv2d(x, kernel.astype(x.dtype), self.strides, groups, self.padding)
+        tiles = is_constant(self, "kernel") and winograd.pays(x, shape, self.strides)
+
+        def folded():
+            product = kernel if scale is None else kernel * scale
+            return winograd.transform_kernel(product) if tiles else product.astype(x.dtype)
+
+        ready = constant(self, "kernel", folded)
+        convolve = winograd.convolve if tiles else functools.partial(conv2d, strides=self.strides, groups=groups)
+        y = convolve(x, ready, padding=self.padding)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -76,7 +100,7 @@ class BatchNorm(nn.Module):
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
         """The layer in inference mode, as `(scale, shift)`, each `[D]`: `scale * x + shift`."""
-        return self._affine(self.mean.value, self.var.value)
+        return constant(self, "affine", lambda: self._affine(self.mean.value, self.var.value))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises `[B, H, W, D]` by the statistics of the batch, and moves the running ones towards them."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tltrain.models.convolution import Padding, same_padding, views
+from tltrain.models.convolution import Padding, on_cpu, same_padding, views
 
 KERNEL_SIZES = ((3, 3), (1, 3), (3, 1))
 _MAX_BYTES = 2**26  # of all tiles of an image before and after the products; above, memory takes what arithmetic saves
@@ -20,11 +20,12 @@ _MIN_CHANNELS, _MIN_KERNEL = 48, 64 * 64  # below, C or C * D, products are too 
 _Grid = Sequence[Sequence[jax.Array]]
 
 
-def pays(x: jax.ShapeDtypeStruct, kernel: Sequence[int], strides: tuple[int, int]) -> bool:
-    """Whether on CPU `convolve` is faster than `conv2d` for images like those of `x` and a kernel of this shape."""
+def pays(x: jax.Array, kernel: Sequence[int], strides: tuple[int, int]) -> bool:
+    """Whether `convolve` is faster than `conv2d` here, for images like those of `x` and a kernel of this shape."""
     height, width, channels, features = kernel
     return (
-        x.dtype == jnp.float32
+        on_cpu()
+        and x.dtype == jnp.float32
         and strides == (1, 1)
         and (height, width) in KERNEL_SIZES
         and channels == x.shape[-1] >= _MIN_CHANNELS

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.convolution import VALID, conv2d, same_padding
-from tltrain.models.layers import BatchNorm, Conv, conv_bn
+from tltrain.models.layers import BatchNorm, Conv, constant, conv_bn
 from tltrain.models.pooling import max_pool
 
 EPSILON, MOMENTUM = 1e-3, 0.99
@@ -34,7 +34,11 @@ class SeparableConv(nn.Module):
         depthwise = self.param("depthwise_kernel", init, (3, 3, 1, channels), jnp.float32)
         pointwise = self.param("pointwise_kernel", init, (1, 1, channels, self.features), jnp.float32)
         x = conv2d(x, depthwise.astype(x.dtype), (1, 1), channels)
-        return conv2d(x, (pointwise if scale is None else pointwise * scale).astype(x.dtype), (1, 1))
+
+        def folded():
+            return (pointwise if scale is None else pointwise * scale).astype(x.dtype)
+
+        return conv2d(x, constant(self, "pointwise_kernel", folded), (1, 1))
 
 
 class Stem(nn.Module):
