@@ -6,6 +6,7 @@ differ from those of the plain sum by about 1e-6 of the largest. Kernels are tra
 stages. Shapes: `B` batch, `H W` image, `C` input and `D` output channels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -41,6 +42,7 @@ def transform_kernel(kernel: jax.Array) -> jax.Array:
     return jnp.stack([jnp.stack(row) for row in grid])
 
 
+@functools.partial(jax.jit, static_argnames="padding")
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding | None = None) -> jax.Array:
     """`conv2d` at stride 1 of `x` `[B, H, W, C]` with a kernel of `transform_kernel`, `[th, tw, C, D]`.
 
