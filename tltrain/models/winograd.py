@@ -7,10 +7,12 @@ stages. Shapes: `B` batch, `H W` image, `C` input and `D` output channels.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tltrain.models.convolution import Padding, on_cpu, same_padding, views
@@ -18,6 +20,10 @@ from tltrain.models.convolution import Padding, on_cpu, same_padding, views
 KERNEL_SIZES = ((3, 3), (1, 3), (3, 1))
 _MAX_BYTES = 2**26  # of all tiles of an image before and after the products; above, memory takes what arithmetic saves
 _MIN_CHANNELS, _MIN_KERNEL = 48, 64 * 64  # below, C or C * D, products are too small to make up for the transforms
+_KERNEL_TRANSFORMS = {
+    1: np.ones((1, 1), np.float32),
+    3: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32),
+}
 _Grid = Sequence[Sequence[jax.Array]]
 
 
@@ -38,15 +44,17 @@ def pays(x: jax.Array, kernel: Sequence[int], strides: tuple[int, int]) -> bool:
 @jax.jit
 def transform_kernel(kernel: jax.Array) -> jax.Array:
     """What `convolve` takes for `kernel` `[kh, kw, C, D]`, sizes 3 or 1: `[th, tw, C, D]`, sizes 4 or 1."""
-    grid = _transformed(lambda a, b, c: (a, (a + b + c) / 2, (a - b + c) / 2, c), [list(row) for row in kernel])
-    return jnp.stack([jnp.stack(row) for row in grid])
+    rows, columns = (_KERNEL_TRANSFORMS[n] for n in kernel.shape[:2])
+    taps = jnp.kron(rows, columns) @ kernel.reshape(-1, math.prod(kernel.shape[2:]))
+    return taps.reshape(len(rows), len(columns), *kernel.shape[2:])
 
 
 @functools.partial(jax.jit, static_argnames="padding")
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding | None = None) -> jax.Array:
     """`conv2d` at stride 1 of `x` `[B, H, W, C]` with a kernel of `transform_kernel`, `[th, tw, C, D]`.
 
-    The barriers make XLA write each tile once, instead of computing it again where it is read.
+    The barriers make XLA write each tile once, instead of computing it again where it is read. One product over all
+    tiles reads its parts where they lie; as many products would first copy them, and compile longer.
     """
     tile = kernel.shape[:2]
     steps = [2 if t == 4 else 1 for t in tile]  # outputs of a tile
@@ -58,13 +66,11 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding | None = None) ->
         padded.append((before, after + sizes[-1] % step))
     x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padded, (0, 0))))
     cut = dict(views(x, tile, steps))
-    parts = [[cut[i, j] for j in range(tile[1])] for i in range(tile[0])]
-    parts = lax.optimization_barrier(_transformed(lambda a, b, c, d: (a - c, b + c, c - b, b - d), parts))
-    products = [
-        [jnp.einsum("bhwc,cd->bhwd", part, kernel[i, j]) for j, part in enumerate(row)] for i, row in enumerate(parts)
-    ]
-    products = lax.optimization_barrier(products)
-    outputs = _transformed(lambda a, b, c, d: (a + b + c, b - c - d), products)
+    grid = [[cut[i, j] for j in range(tile[1])] for i in range(tile[0])]
+    parts = _transformed(lambda a, b, c, d: (a - c, b + c, c - b, b - d), grid)
+    tiles = lax.optimization_barrier(jnp.stack([jnp.stack(row) for row in parts]))
+    products = lax.optimization_barrier(jnp.einsum("tubhwc,tucd->tubhwd", tiles, kernel))
+    outputs = _transformed(lambda a, b, c, d: (a + b + c, b - c - d), [list(row) for row in products])
     y = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)  # [B, tiles, step, tiles, step, D]
     batch, rows, _, columns, _, features = y.shape
     y = y.reshape(batch, rows * steps[0], columns * steps[1], features)
