@@ -93,6 +93,7 @@ def _columns_conv(x, kernel, strides):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)  # equal layers are traced once
 def _depthwise(x, kernel, strides):
     """Depthwise convolution of padded `x` `[B, H, W, C]` with `kernel` `[kh, kw, 1, C]`: a sum of shifted products.
 
