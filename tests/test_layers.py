@@ -27,6 +27,7 @@ CASES = {
     "pointwise": (12, (1, 1, 12, 5), 1),
     "stem": (3, (3, 3, 3, 8), 1),
     "dense_3x3": (12, (3, 3, 12, 5), 1),
+    "larger_than_the_map": (12, (1, 9, 12, 5), 1),
 }
 
 
@@ -81,6 +82,21 @@ def test_a_transformed_kernel_gives_the_plain_convolution(kernel_size, size, pad
     ours = winograd.convolve(x, winograd.transform_kernel(kernel), padding)
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, atol=3e-6 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("size", [3, 4, 7, 8, 17])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [(1, 1), *winograd.KERNEL_SIZES, (5, 5)], ids=str)
+def test_the_place_of_an_image_in_a_batch_does_not_show(kernel_size, stride, size):
+    rng = np.random.default_rng(0)
+    images = np.repeat(rng.normal(size=(1, size, size, 64)).astype(np.float32), 8, axis=0)
+    kernel = jnp.asarray(rng.normal(size=(*kernel_size, 64, 32)), jnp.float32)
+    formulations = [lambda x: convolution.conv2d(x, kernel, (stride, stride))]
+    if stride == 1 and kernel_size in winograd.KERNEL_SIZES:
+        formulations.append(lambda x: winograd.convolve(x, winograd.transform_kernel(kernel)))
+    for convolve in formulations:
+        result = np.asarray(jax.jit(convolve, compiler_options=layers.forward_options())(images))
+        np.testing.assert_array_equal(result, np.repeat(result[:1], 8, axis=0))
 
 
 @pytest.mark.parametrize("window, stride, dtype", [(2, 2, "float32"), (3, 2, "bfloat16"), (3, 1, "float32")])

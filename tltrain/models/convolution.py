@@ -57,7 +57,8 @@ def conv2d(
         return jnp.einsum("bhwc,cd->bhwd", _pad(x, padding)[:, :: strides[0], :: strides[1]], kernel[0, 0])
     if groups == x.shape[-1] == kernel.shape[-1]:
         return _depthwise(_pad(x, padding), kernel, strides)
-    if groups == 1 and math.prod(kernel.shape[:3]) <= 36:
+    larger_than_map = any(k > n for k, n in zip(kernel.shape[:2], x.shape[1:3], strict=True))
+    if groups == 1 and (math.prod(kernel.shape[:3]) <= 36 or larger_than_map):
         return _columns_conv(_pad(x, padding), kernel, strides)
     return _xla_conv(x, kernel, strides, padding, groups)
 
@@ -84,9 +85,10 @@ def views(
 
 
 def _columns_conv(x, kernel, strides):
-    """Convolution of padded `x` with few channels: its taps side by side, then one matrix product.
+    """Convolution of padded `x` with few channels or pixels: its taps side by side, then one matrix product.
 
-    Columns of 7x7x3 cost more to write than they save.
+    Columns of 7x7x3 cost more to write than they save. XLA's own convolution by a kernel larger than the map gives the
+    last images of a batch other last bits.
     """
     columns = jnp.concatenate([tap for _, tap in views(x, kernel.shape[:2], strides)], axis=-1)
     return jnp.einsum("bhwc,cd->bhwd", columns, kernel.reshape(-1, kernel.shape[-1]))

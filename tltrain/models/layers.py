@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tltrain.models import winograd
@@ -164,15 +165,23 @@ def map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, size: i
 def forward_options() -> dict[str, str | int] | None:
     """Compiler options for a forward pass alone, or None where this XLA does not know them.
 
-    On CPU the products are kept from a library path that is slower for these shapes, and depthwise layers and
-    activations use vectors as wide as the processor has, where XLA's default is half of AVX-512's. A backward pass is
+    On CPU depthwise layers and activations use vectors as wide as the processor has, where XLA's default is half of
+    AVX-512's, and products are kept from a library that is slower for these shapes there. Without AVX-512 it is not,
+    and an image's place in the batch would show in the last bits of the other library's products. A backward pass is
     better off, or no worse, with the defaults.
     """
-    options: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
     if not on_cpu():
         return None
+    wide: dict[str, str | int] = {"xla_cpu_prefer_vector_width": 512}
+    other_library = wide | {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
-        jax.jit(jnp.negative, compiler_options=options).lower(1.0).compile()
+        return other_library if _equal_rows_stay_equal(other_library) else wide
     except jax.errors.JaxRuntimeError:
         return None
-    return options
+
+
+def _equal_rows_stay_equal(options):
+    rows = np.tile(np.sin(np.arange(512, dtype=np.float32)), (8 * 7 * 7, 1))  # eight of the smallest maps
+    kernel = np.cos(np.arange(512 * 64, dtype=np.float32)).reshape(512, 64)
+    product = jax.jit(jnp.matmul, compiler_options=options)(rows, kernel)
+    return bool((product == product[0]).all())
