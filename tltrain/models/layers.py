@@ -16,6 +16,8 @@ from tltrain.models.convolution import Padding, conv2d, on_cpu
 
 Value = TypeVar("Value")
 
+KERNEL_INIT = jax.jit(nn.initializers.he_normal(), static_argnums=(1, 2))  # equal shapes are traced once
+
 
 def is_constant(layer: nn.Module, name: str) -> bool:
     """Whether `constant` of this name is in the collection `constants`, or about to be."""
@@ -62,7 +64,7 @@ class Conv(nn.Module):
         """
         groups = x.shape[-1] if self.depthwise else 1
         shape = (*self.kernel_size, x.shape[-1] // groups, self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        kernel = self.param("kernel", KERNEL_INIT, shape, jnp.float32)
         tiles = is_constant(self, "kernel") and winograd.pays(x, shape, self.strides)
 
         def folded():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
 from tltrain.models.convolution import VALID, conv2d, same_padding
-from tltrain.models.layers import BatchNorm, Conv, constant, conv_bn
+from tltrain.models.layers import KERNEL_INIT, BatchNorm, Conv, constant, conv_bn
 from tltrain.models.pooling import max_pool
 
 EPSILON, MOMENTUM = 1e-3, 0.99
@@ -30,9 +30,9 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H, W, D]`; `scale` `[D]` multiplies the second kernel before it is used."""
-        channels, init = x.shape[-1], nn.initializers.he_normal()
-        depthwise = self.param("depthwise_kernel", init, (3, 3, 1, channels), jnp.float32)
-        pointwise = self.param("pointwise_kernel", init, (1, 1, channels, self.features), jnp.float32)
+        channels = x.shape[-1]
+        depthwise = self.param("depthwise_kernel", KERNEL_INIT, (3, 3, 1, channels), jnp.float32)
+        pointwise = self.param("pointwise_kernel", KERNEL_INIT, (1, 1, channels, self.features), jnp.float32)
         x = conv2d(x, depthwise.astype(x.dtype), (1, 1), channels)
 
         def folded():
