@@ -86,7 +86,7 @@ def test_a_transformed_kernel_gives_the_plain_convolution(kernel_size, size, pad
 
 @pytest.mark.parametrize("size", [3, 4, 7, 8, 17])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [(1, 1), *winograd.KERNEL_SIZES, (5, 5)], ids=str)
+@pytest.mark.parametrize("kernel_size", [(1, 1), *winograd.KERNEL_SIZES, (1, 7), (5, 5)], ids=str)
 def test_the_place_of_an_image_in_a_batch_does_not_show(kernel_size, stride, size):
     rng = np.random.default_rng(0)
     images = np.repeat(rng.normal(size=(1, size, size, 64)).astype(np.float32), 8, axis=0)

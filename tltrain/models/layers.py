@@ -168,16 +168,16 @@ def forward_options() -> dict[str, str | int] | None:
     """Compiler options for a forward pass alone, or None where this XLA does not know them.
 
     On CPU depthwise layers and activations use vectors as wide as the processor has, where XLA's default is half of
-    AVX-512's, and products are kept from a library that is slower for these shapes there. Without AVX-512 it is not,
-    and an image's place in the batch would show in the last bits of the other library's products. A backward pass is
-    better off, or no worse, with the defaults.
+    AVX-512's. There products are kept from YNNPACK, which is slower for these shapes; without AVX-512 it is as fast,
+    and without YNNPACK an image's place in the batch would show in its last bits. A backward pass is better off, or no
+    worse, with the defaults.
     """
     if not on_cpu():
         return None
     wide: dict[str, str | int] = {"xla_cpu_prefer_vector_width": 512}
-    other_library = wide | {"xla_cpu_experimental_ynn_fusion_type": ""}
+    without_ynnpack = wide | {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
-        return other_library if _equal_rows_stay_equal(other_library) else wide
+        return without_ynnpack if _equal_rows_stay_equal(without_ynnpack) else wide
     except jax.errors.JaxRuntimeError:
         return None
 
