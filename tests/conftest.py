@@ -1,41 +1,72 @@
-"""Shared fixtures: a few real JPEG files, a tiny backbone, and the rule that nothing is skipped in CI."""
+"""Shared fixtures: a few real JPEG files, a tiny backbone; what --full adds; and that nothing is skipped in CI."""
 
 import functools
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# equal programs of different tests, workers and subprocesses are compiled once
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tltrain import download, parallel
+from tltrain.config import default
+from tltrain.models import zoo
+from tltrain.models.mobilenet_v2 import MobileNetV2
+
+# programs are compiled once for all tests, workers, subprocesses and later runs of the suite
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="tltrain_xla_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    _programs = download.cache_dir() / "xla_tests" / parallel.processor()
+    _programs.mkdir(parents=True, exist_ok=True)
+    for _path in _programs.iterdir():  # of code that is gone, or is compiled again once a month
+        if time.time() - _path.stat().st_mtime > 30 * 24 * 3600:
+            _path.unlink(missing_ok=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 # nor do pictures and labels of the tests stay in the cache of a user
 if "TLTRAIN_CACHE" not in os.environ:
     _kept = tempfile.TemporaryDirectory(prefix="tltrain_cache_")
     os.environ["TLTRAIN_CACHE"] = _kept.name
 
-import numpy as np
-import pytest
-from PIL import Image
-
-from tltrain.config import default
-from tltrain.models import zoo
-from tltrain.models.mobilenet_v2 import MobileNetV2
-
 DATA = os.environ.get("TLTRAIN_TEST_DATA")
 BROWSER = os.environ.get("TLTRAIN_TEST_BROWSER") or shutil.which("chromium")
-AVAILABLE = {"shared_data": DATA, "browser": BROWSER}
+
+
+# options with which XLA compiles in a fifth of the time, to slower programs; and as $XLA_FLAGS
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICKLY_COMPILED = " ".join(f"--{name}={value}".lower() for name, value in QUICKLY.items())
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="all tests, on programs compiled as those of users are")
+
+
+def pytest_configure(config):
+    if not config.getoption("full"):
+        os.environ.setdefault("XLA_FLAGS", QUICKLY_COMPILED)
 
 
 def pytest_collection_modifyitems(config, items):
-    absent = {marker for marker, found in AVAILABLE.items() if found is None}
-    deselected = [item for item in items if absent & set(item.keywords)]
+    full = config.getoption("full")
+    chosen = {"full": full, "shared_data": full and DATA, "browser": full and BROWSER}
+    absent = {marker for marker, run in chosen.items() if not run}
+    deselected = [item for item in items if absent & {mark.name for mark in item.iter_markers()}]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
+
+
+def graded(cases, quick):
+    """Parameters of a test, of which those outside `quick` run with --full alone."""
+    marks = {False: [pytest.mark.full], True: []}
+    return [pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=marks[c in quick]) for c in cases]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,6 +11,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from conftest import graded
 from PIL import Image
 from references import variables_of
 from test_main import ENVIRONMENT
@@ -115,7 +116,7 @@ def class_names_in(name, path):
     return json.loads((path.parent / "class_names.json").read_text())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", graded(FORMATS, ["keras", "stablehlo", "onnx"]))
 def test_an_export_gives_the_probabilities_of_the_run_for_batches_of_any_size(name, run, tmp_path, capfd):
     export.export(run, [name], tmp_path, never)
     path = tmp_path / FORMATS[name].file
@@ -183,6 +184,7 @@ def test_the_weights_of_the_keras_model_read_back_are_those_of_the_run(run, tmp_
     jax.tree.map(np.testing.assert_array_equal, loaded, backbone)
 
 
+@pytest.mark.full
 def test_a_bfloat16_run_is_exported_in_float32(images, tmp_path):
     run = untrained(images, 2, **{"model.dtype": "bfloat16"})
     export.export(run, ["stablehlo"], tmp_path, never)
@@ -205,6 +207,7 @@ def test_a_stablehlo_program_runs_on_every_platform_and_is_made_of_convolutions(
 RESIZES = [*itertools.product([(32, 32), (224, 224), (75, 75)], ["stretch", "crop"]), ((96, 160), "stretch")]
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(("size", "mode"), RESIZES, ids=str)
 def test_the_resize_is_that_of_training_to_the_bit(size, mode):
     for shape in [(375, 500), (500, 359), (301, 200), (96, 96), (40, 48), (7, 50), (1, 1), (900, 640)]:
@@ -245,6 +248,7 @@ def test_a_stopped_export_leaves_nothing(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["vgg16", "inception_v3", "xception", "efficientnet_b0"])
 def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
     config = default()

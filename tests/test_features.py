@@ -90,6 +90,7 @@ def test_a_damaged_row_is_noticed_and_the_same_command_computes_it_again(tiny, t
     assert losses(run(tiny, tmp_path / "run")) == losses(expected)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("polls", [1, 3, 5])
 def test_a_stopped_extraction_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, polls):
     expected = run(tiny, tmp_path / "whole")

@@ -1,17 +1,20 @@
 """The CPU formulations equal the plain convolution, forward and backward."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import graded
 from jax import lax
 
 from tltrain.models import convolution, layers, pooling, winograd
 
 SIZES = [(7, 7), (8, 8), (8, 33)]
+PADDINGS = {"same": None, "valid": convolution.VALID, "explicit": ((0, 2), (1, 0))}
 
 
 def plain(x, kernel, strides, groups):
@@ -31,10 +34,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+GRID = list(itertools.product(CASES, [1, 2], SIZES, ["float32", "bfloat16"]))
+ALL_KINDS = [(1, (8, 33), "float32"), (2, (7, 7), "float32"), (2, (8, 8), "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("case", "stride", "size", "dtype"), graded(GRID, [(case, *kind) for case in CASES for kind in ALL_KINDS]), ids=str
+)
 def test_conv2d_and_its_gradients_equal_the_plain_convolution(case, stride, size, dtype):
     channels, kernel_shape, groups = CASES[case]
     rng = np.random.default_rng(0)
@@ -57,12 +63,13 @@ def test_conv2d_and_its_gradients_equal_the_plain_convolution(case, stride, size
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
 
 
-@pytest.mark.parametrize("padding", [None, convolution.VALID, ((0, 2), (1, 0))], ids=str)
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("case", ["pointwise", "stem", "dense_3x3", "depthwise"])
 def test_an_explicit_padding_is_the_one_of_the_plain_convolution(case, padding):
     channels, kernel_shape, groups = CASES[case]
     rng = np.random.default_rng(0)
     x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 8, 9, channels), kernel_shape))
+    padding = PADDINGS[padding]
     around = "SAME" if padding is None else padding
     expected = lax.conv_general_dilated(
         x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
@@ -71,19 +78,20 @@ def test_an_explicit_padding_is_the_one_of_the_plain_convolution(case, padding):
     np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("padding", [None, convolution.VALID, ((0, 2), (1, 0))], ids=str)
+@pytest.mark.parametrize("padding", graded(PADDINGS, ["same"]))
 @pytest.mark.parametrize("kernel_size", winograd.KERNEL_SIZES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_transformed_kernel_gives_the_plain_convolution(kernel_size, size, padding):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *size, 12)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(*kernel_size, 12, 5)), jnp.float32)
-    expected = convolution.conv2d(x, kernel, (1, 1), padding=padding)
-    ours = winograd.convolve(x, winograd.transform_kernel(kernel), padding)
+    expected = convolution.conv2d(x, kernel, (1, 1), padding=PADDINGS[padding])
+    ours = winograd.convolve(x, winograd.transform_kernel(kernel), PADDINGS[padding])
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, atol=3e-6 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("size", [3, 4, 7, 8, 17])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [(1, 1), *winograd.KERNEL_SIZES, (1, 7), (5, 5)], ids=str)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import QUICKLY_COMPILED, graded
 from test_train import assert_same_run
 
 ROOT = Path(__file__).parents[1]
@@ -59,27 +60,30 @@ def run(config, *arguments, verb="main", cwd=None, environment=ENVIRONMENT):
     return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_ends(images, tmp_path):
+STORE, PROBE, FINETUNE = "features/*.part/rows.npy", "killed/checkpoints/probe/", "killed/checkpoints/finetune/"
+POINTS = {
+    "in each part": [STORE, f"{PROBE}*tmp*", f"{FINETUNE}[0-9]*"],
+    "between": ["killed/config.json", f"{PROBE}manifest_6.json", f"{FINETUNE}manifest_10.json"],
+}
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("points", graded(POINTS, ["in each part"]))
+def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_ends(points, images, tmp_path):
     """kill -9 when a file appears: a store of features half made, the first checkpoints of either phase."""
     config = write_config(tmp_path, images)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    points = [
-        lambda: (killed / "config.json").exists(),
-        lambda: any((tmp_path / "features").glob("*.part/rows.npy")),
-        lambda: (killed / "checkpoints" / "probe").is_dir() and any((killed / "checkpoints" / "probe").glob("*tmp*")),
-        lambda: (killed / "checkpoints" / "probe" / "manifest_6.json").exists(),
-        lambda: any((killed / "checkpoints" / "finetune").glob("[0-9]*")),
-        lambda: (killed / "checkpoints" / "finetune" / "manifest_10.json").exists(),
-    ]
-    for reached in points:
+    # of its own, for a kill may leave a program half written
+    environment = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+    for point in POINTS[points]:
         with subprocess.Popen(
-            command(config, "--workdir", str(killed)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command(config, "--workdir", str(killed)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
-            while process.poll() is None and not reached():
+            while process.poll() is None and not any(tmp_path.glob(point)):
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, process.stdout.read().decode()
-    last = run(config, "--workdir", str(killed))
+    last = run(config, "--workdir", str(killed), environment=environment)
     assert last.returncode == 0, last.stderr
     assert run(config, "--workdir", str(whole)).returncode == 0
     assert_same_run(whole, killed)
@@ -178,7 +182,7 @@ def test_every_shipped_config_runs(name, shared_data, images, tmp_path):
         arguments.append(f"--config.data.source=folder:{images}")
     else:
         arguments.append("--config.data.splits=('train[:8%]', 'train[96%:]')")
-    quickly_compiled = ENVIRONMENT | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    quickly_compiled = ENVIRONMENT | {"XLA_FLAGS": QUICKLY_COMPILED}
     done = run(ROOT / "configs" / name, *arguments, verb=verb, cwd=tmp_path, environment=quickly_compiled)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 

@@ -1,11 +1,13 @@
 """MobileNetV2 is Keras' MobileNetV2: live comparison at random weights and random BatchNorm statistics."""
 
-import os
+import functools
+import itertools
 
 import jax
 import keras
 import numpy as np
 import pytest
+from conftest import QUICKLY, graded
 from references import assert_close, assign, load
 
 from tltrain.models import zoo
@@ -25,13 +27,7 @@ def keras_model(alpha, size, **options):
     return model
 
 
-# every alpha at one size and every size at one alpha; TLTRAIN_TEST_GRID=1 for all pairs (5 minutes)
-PAIRS = [(alpha, size) for alpha in ALPHAS for size in SIZES]
-if not os.environ.get("TLTRAIN_TEST_GRID"):
-    PAIRS = [(alpha, size) for alpha, size in PAIRS if alpha == 0.35 or size == (97, 97)]
-
-
-@pytest.mark.parametrize(("alpha", "size"), PAIRS, ids=str)
+@pytest.mark.parametrize(("alpha", "size"), graded(itertools.product(ALPHAS, SIZES), [(0.35, (97, 97))]), ids=str)
 def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_path):
     reference = keras_model(alpha, size, classifier_activation=None)
     reference.save(tmp_path / "top.h5")
@@ -44,7 +40,7 @@ def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_pa
     variables["params"]["head"] = dict(zip(("kernel", "bias"), wanted[-1].get_weights(), strict=True))
     middle = backbone.stages.index("block_8") + 1
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def run(images):
         block = model.apply(variables, images, 0, middle, method="run")
         pooled = model.apply(variables, block, middle, len(backbone.stages), method="run").mean((1, 2))
@@ -56,7 +52,7 @@ def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_pa
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("cut", [7, 14, 19])
+@pytest.mark.parametrize("cut", graded([7, 14, 19], [14]))
 def test_frozen_prefix_in_chunks_equals_the_plain_forward_pass(cut):
     model = Classifier(zoo.BACKBONES["mobilenet_v2_0.35"](), 3, 0.0, "tf")
     variables = zoo.init(model, 0, None)

@@ -45,6 +45,7 @@ def test_predictions_are_those_the_report_counts(done):
         assert np.mean(right) == pytest.approx(scores["accuracy"])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     "changes", [{}, {"finetune.epochs": 0}, {"probe.epochs": 0}, {"finetune.freeze_until": None}], ids=str
 )

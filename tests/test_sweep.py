@@ -24,6 +24,7 @@ def reports(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("report.json")}
 
 
+@pytest.mark.bits
 def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
     runs = sweep.members(tiny, ARMS, 2, tmp_path / "sweep")
     assert sweep.run(runs, tmp_path / "sweep", never) == 0

@@ -59,6 +59,7 @@ def assert_close(a, b, path=""):
         assert a == b, path
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_probe_trained_together_is_the_probe_trained_alone(probes, tmp_path, parallel):
     probes.parallel = parallel

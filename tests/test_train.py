@@ -100,12 +100,28 @@ def test_it_learns_what_can_be_learned(tiny, tmp_path):
     assert result["phases"]["finetune"]["last"]["train"]["accuracy"] == 1.0
 
 
+@pytest.mark.bits
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
     first, again = run(tiny, tmp_path / "a"), run(tiny, tmp_path / "b")
     assert without_times(first) == without_times(again)
     assert_same_run(tmp_path / "a", tmp_path / "b")
     tiny.seed = 1
     assert run(tiny, tmp_path / "c")["phases"]["probe"]["history"] != first["phases"]["probe"]["history"]
+
+
+def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(tiny, tmp_path, monkeypatch):
+    def noted(take, readable, labels, index, mask):
+        orders.append(index[mask].tolist())
+        return from_arrays(take, readable, labels, index, mask)
+
+    orders, from_arrays = [], pipeline.from_arrays
+    monkeypatch.setattr(pipeline, "from_arrays", noted)
+    tiny.finetune.epochs = 0
+    tiny.probe.epochs = 3
+    run(tiny, tmp_path / "run")
+    of_epochs = [order for order in orders if order != sorted(order)]  # not of evaluations
+    assert [sorted(order) for order in of_epochs] == [list(range(36))] * 3
+    assert len(set(map(tuple, of_epochs))) == 3
 
 
 def test_features_give_the_same_training_as_images(tiny, tmp_path):
@@ -119,6 +135,7 @@ def test_features_give_the_same_training_as_images(tiny, tmp_path):
             assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
 
 
+@pytest.mark.bits
 def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_path):
     """36 training and 12 val images in batches of 8: polled 5 times an epoch and 2 in its evaluation, for 3 epochs."""
     tiny.log.every_steps = 2
@@ -137,6 +154,7 @@ def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.bits
 def test_a_stop_while_features_are_computed_loses_nothing(tiny, tmp_path):
     with pytest.raises(TerminatedError, match="same command"):
         run(tiny, tmp_path / "stopped", stop=lambda: True)

@@ -26,12 +26,12 @@ def cache_compilations(folder: Path) -> None:
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         with contextlib.suppress(OSError):  # no folder, no cache: only time is lost
-            (folder / _processor()).mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder / _processor()))
+            (folder / processor()).mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder / processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Names the instructions of this processor: a program compiled for others must not be loaded."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
