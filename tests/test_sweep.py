@@ -2,6 +2,8 @@
 
 import csv
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,16 @@ ARMS = [{}, {"finetune.freeze_until": "all"}]
 
 def never():
     return False
+
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_accepted_with_all_its_arms(path, tmp_path):
+    file = runpy.run_path(str(path))
+    arms = list(file["sweep"]()) if "sweep" in file else [{}]
+    assert len(sweep.members(file["get_config"](), arms, 2, tmp_path)) == 2 * len(arms)
 
 
 def reports(folder):
