@@ -1,4 +1,4 @@
-"""Your own images: one sub-folder a class, named after it, JPEG or PNG of any size.
+"""Your own images: one sub-folder a class, named after it, JPEG, PNG, WebP, BMP, GIF or TIFF.
 
 python -m tltrain.main --config configs/image_folder.py --config.data.source=folder:PATH
 Hardware and time: a laptop will do; configs/cats_dogs.py says the seconds for 2,000 images without augmentation.

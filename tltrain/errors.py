@@ -1,5 +1,7 @@
 """The errors a user can cause or meet, each with the exit code of its kind."""
 
+_LONGEST_REASON = 120  # characters
+
 
 class TltrainError(Exception):
     """One line that says what happened, where, and what to do; ends the process with `exit_code`."""
@@ -41,3 +43,17 @@ class TerminatedError(TltrainError):
     """The process was asked to stop (SIGTERM or SIGINT) and has saved its state."""
 
     exit_code = 143
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of foreign code says, on one line of at most 120 printable characters; its class where it is mute.
+
+    Never raises.
+    """
+    try:
+        text = getattr(error, "strerror", None) or str(error)
+    except Exception:
+        text = ""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * _LONGEST_REASON]).split())
+    text = text or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 4]} ..."

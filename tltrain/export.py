@@ -144,8 +144,8 @@ def read_photos(run: Finished, count: int) -> Photos:
     images: list[np.ndarray] = []
     inputs = []
     for i in _spread(split.num_examples, count):
-        encoded = split.read(int(i))
         try:
+            encoded = split.read(int(i))
             inputs.append(load_image(encoded, data.image_size, data.resize))
         except OSError:  # the run has named it, and left it out
             continue

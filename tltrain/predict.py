@@ -12,6 +12,8 @@ import numpy as np
 
 from tltrain import command, console, evaluate, finished, metrics
 from tltrain.data import folder_source
+from tltrain.data.files import read_file
+from tltrain.data.preprocess import FORMATS
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError, DataError, WorkdirError
 
@@ -21,7 +23,7 @@ _SHOWN = 50  # rows of the table on the terminal
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     parser = command.parser("predict", "Classifies images with the best model of a finished run.")
-    parser.add_argument("images", nargs="+", type=Path, help="JPEG and PNG files, and folders of them")
+    parser.add_argument("images", nargs="+", type=Path, help=f"files, {', '.join(FORMATS)}, and folders of them")
     parser.add_argument("--output", type=Path, help="write every prediction to this .csv or .jsonl file")
     parser.add_argument("--features", type=Path, help="write the pooled features to this .npz file: files, features")
     return command.run(argv, lambda stop: _run(parser.parse_args(argv[1:]), stop))
@@ -80,7 +82,7 @@ def _split(paths: list[Path]) -> Split:
         raise DataError(f"no {', '.join(folder_source.SUFFIXES)} below {', '.join(map(str, paths))}; check the path")
     found = list(files)
     ids, labels = tuple(map(str, found)), np.zeros(len(found), np.int32)
-    return Split(f"{len(found)} images", ids, labels, lambda i: found[i].read_bytes(), "")
+    return Split(f"{len(found)} images", ids, labels, lambda i: read_file(found[i]), "")
 
 
 def _show(run, split, counted, probabilities):

@@ -66,7 +66,8 @@ class Case:
         with console.progress("Looking at the images", sum(map(len, chosen.values()))) as update:
             for name, index in chosen.items():
                 before, split = sum(len(looked.files) for looked in found.values()), self.data.splits[name]
-                with self._timed(f"read {name}"):  # of TFDS, whose files are read as a whole
+                # of TFDS, whose files are read as a whole; a file that cannot be read is named with the others
+                with self._timed(f"read {name}"), contextlib.suppress(OSError):
                     split.read(0)
 
                 def progress(done, before=before):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tltrain.data.preprocess import load_image
+from tltrain.data.preprocess import FORMATS, load_image
 from tltrain.data.split import Split
+from tltrain.errors import reason_of
 
 _GRID = (16, 17)  # rows and columns of the thumbnail: 16 x 16 differences of neighbours, 256 bits
 _BLOCK = 256  # rows of a block of pairs, which then fits the processor's cache
@@ -44,7 +45,7 @@ def look(split: Split, index: np.ndarray, update: Callable[[int], None]) -> Look
     """Reads, hashes and decodes the files `index` of `split` on all cores; `update` is told how many are done."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = []
-        for one in pool.map(lambda i: _look_at(split.read(int(i))), index):
+        for one in pool.map(lambda i: _look_at(split, int(i)), index):
             found.append(one)
             update(len(found))
     num_bytes, sha256, sizes, modes, hashes, brightest, errors = zip(*found, strict=True)
@@ -60,14 +61,18 @@ def look(split: Split, index: np.ndarray, update: Callable[[int], None]) -> Look
     )
 
 
-def _look_at(encoded):
-    sha256 = hashlib.sha256(encoded).digest()
+def _look_at(split, i):
+    encoded = b""
     try:
+        encoded = split.read(i)
         pixels = load_image(encoded, _GRID, "stretch")  # as a run does, so what fails here fails there
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as header:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as header:
             size, mode = (header.height, header.width), header.mode
     except OSError as error:
-        return len(encoded), sha256, (0, 0), "", np.zeros(4, np.uint64), 0, str(error) or "cannot be decoded"
+        # what cannot be read at all is no copy of another such file: its name stands for its bytes
+        sha256 = hashlib.sha256(encoded or split.ids[i].encode("utf-8", "surrogateescape")).digest()
+        return len(encoded), sha256, (0, 0), "", np.zeros(4, np.uint64), 0, reason_of(error)
+    sha256 = hashlib.sha256(encoded).digest()
     return len(encoded), sha256, size, mode, difference_hash(pixels), pixels.max(), ""
 
 

@@ -14,7 +14,7 @@ from tltrain.data import import_tensorflow
 from tltrain.data.augment import Augment
 from tltrain.data.preprocess import load_image
 from tltrain.data.split import Split
-from tltrain.errors import DataError
+from tltrain.errors import DataError, reason_of
 
 Batch = dict[str, Any]
 
@@ -84,17 +84,22 @@ def from_images(
     """Batches of decoded images for the rows `index`, `mask` `[num_batches, B]`, by a parallel `tf.data` pipeline.
 
     Raises:
-        DataError: more unreadable images than `corrupt` allows.
+        DataError: more unreadable images than `corrupt` allows, or what `split.read` raises of this class; whatever
+            else it or the decoder raises is an unreadable image.
     """
     tf = import_tensorflow()
     black = np.zeros((*size, 3), np.uint8)
+    failed: list[DataError] = []
 
-    def load(i):
+    def load(i):  # raises nothing: TensorFlow would make another error of it, and may wait for ever
         try:
-            return load_image(split.read(i), size, resize, augment, (epoch, int(i))), True
-        except OSError as error:
-            corrupt.add(int(i), str(error))
-            return black, False
+            if not failed:
+                return load_image(split.read(i), size, resize, augment, (epoch, int(i))), True
+        except DataError as error:
+            failed.append(error)
+        except Exception as error:
+            corrupt.add(int(i), reason_of(error))
+        return black, False
 
     def load_row(i, keep):
         image, readable = tf.numpy_function(load, [i], (tf.uint8, tf.bool), stateful=False)
@@ -103,6 +108,8 @@ def from_images(
     dataset = tf.data.Dataset.from_tensor_slices((index.reshape(-1), mask.reshape(-1)))
     dataset = dataset.map(load_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     for batch in dataset.batch(index.shape[1], drop_remainder=True).prefetch(2).as_numpy_iterator():
+        if failed:
+            raise failed[0]
         corrupt.check()
         yield batch | {"label": split.labels[batch["index"]]}
 

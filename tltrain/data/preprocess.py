@@ -1,18 +1,49 @@
 """Encoded image -> pixels the backbone sees: one function for training, evaluation and prediction.
 
-Pillow decodes and resizes, so this needs no TensorFlow; JPEG and PNG alone, since its other decoders are a risk with
+Pillow decodes and resizes, so this needs no TensorFlow; its decoders of `FORMATS` alone, since each more is a risk with
 files of unknown origin. The result is uint8; the scaling a backbone expects happens on the device.
 """
 
 import io
+import itertools
+import logging
+import re
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from tltrain.data.augment import Augment, distorted, random_box
+from tltrain.data.files import kind_of
+from tltrain.errors import reason_of
 
+FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")  # that are read; of several frames or pages the first
 MAX_PIXELS = 100_000_000  # of an image file; a larger one is refused from its header
-Image.MAX_IMAGE_PIXELS = None  # the check of Pillow, which only warns, is replaced by ours
+MAX_SIDE = 65_535  # pixels, as in a JPEG
+MAX_SCANNED = 100 * MAX_PIXELS  # pixels times scans of a JPEG: each scan passes over all of them again
+MAX_RLE = 8_000_000  # bytes and pixels of a compressed BMP, which Pillow decodes in Python
+MAX_PARTS = 10_000  # tiny ones of a file above `_LARGE`, of each of which Pillow makes objects
+_LARGE = 8 << 20  # bytes
+# a segment of a JPEG or a chunk of a PNG, of at most 64 bytes
+_PART = re.compile(rb"\xff[\xe1-\xef\xfe]\0[\2-\x40]|\0\0\0[\0-\x40][A-Za-z]{4}")
+_STRIP = 1 << 22  # pixels that are laid on white at a time
+_PICTURES = ("HEIC", "AVIF", "SVG", "JPEG 2000", "JPEG XL", "Photoshop", "OpenEXR", "ICO", "PDF", "camera raw", "DICOM")
+_ORIENTATION = 0x112
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises from twice as many on, before a decoder takes memory
+TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader makes objects for as many strips as a file claims
+# what is wrong with an image is its reason; set once, since to suppress warnings for a block is not thread-safe
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def load_image(
@@ -40,31 +71,94 @@ def load_image(
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """The RGB image of a JPEG or PNG file, at its own size.
+    """The RGB image of a file in one of `FORMATS`, at its own size; of several frames or pages the first.
 
-    Grey becomes three equal channels, transparency is laid on white, CMYK is converted, EXIF rotation is applied.
+    Grey becomes three equal channels, transparency is laid on white, CMYK is converted, EXIF rotation is applied. An
+    image whose EXIF cannot be read is taken as it stands, not refused: its pixels are sound, and most are upright.
+    Limits are checked by its header, before the pixels take memory: at most 12 bytes a pixel, of WebP 17.
 
     Raises:
-        OSError: not a JPEG or PNG, truncated or too large.
+        OSError: another kind of file, damaged or too large, with the reason on one line; nothing else, whatever the
+            decoder raises.
     """
+    kind = kind_of(encoded)
+    if kind in _PICTURES:
+        raise OSError(f"{kind}, which is not read; save it as JPEG or PNG")
+    if kind not in FORMATS:
+        raise OSError(f"{kind}, not an image")
     try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise OSError(f"{opened.width}x{opened.height} pixels, more than {MAX_PIXELS}")
-            return _to_rgb(ImageOps.exif_transpose(opened))
+        with _opened(encoded, kind) as opened:
+            refusal = _refusal(opened, encoded)
+            if not refusal:
+                opened.load()
+                turn = _TURNS.get(_orientation(opened))
+                image = _to_rgb(opened)
+                return image.transpose(turn) if turn is not None else image
+    except Image.DecompressionBombError:
+        refusal = f"more than {MAX_PIXELS:,} pixels"
     except UnidentifiedImageError as error:
-        raise OSError("not a JPEG or PNG file") from error
-    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
+        raise OSError(f"damaged {kind}, or a rare kind of it") from error
+    except Exception as error:
+        raise OSError(f"damaged {kind}: {reason_of(error)}") from error
+    raise OSError(refusal)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _opened(encoded, kind):
+    parts = _PART.finditer(encoded) if kind in ("JPEG", "PNG") and len(encoded) > _LARGE else iter(())
+    if next(itertools.islice(parts, MAX_PARTS, None), None):
+        raise OSError(f"more than {MAX_PARTS:,} segments or chunks that hold next to nothing")
+    try:
+        return Image.open(io.BytesIO(encoded), formats=(kind,))
+    except Exception:
+        if kind != "JPEG" or b"Exif\0\0" not in encoded:
+            raise
+        return Image.open(io.BytesIO(encoded.replace(b"Exif\0\0", b"none\0\0")), formats=(kind,))
+
+
+def _refusal(opened, encoded):
+    """Why an image is not decoded, by its header; "" where it is."""
+    size, pixels = f"{opened.width} x {opened.height} pixels", opened.width * opened.height
+    if max(opened.size) > MAX_SIDE:
+        return f"{size}, more than {MAX_SIDE:,} a side"
+    if pixels > MAX_PIXELS:
+        return f"{size}, more than {MAX_PIXELS:,}"
+    scans = encoded.count(b"\xff\xda") if opened.format in ("JPEG", "MPO") else 1
+    if scans * pixels > MAX_SCANNED:
+        return f"{size} in {scans} scans, more than {MAX_SCANNED:,}"
+    if opened.format == "BMP" and opened.tile[0][0] == "bmp_rle" and max(len(encoded), pixels) > MAX_RLE:
+        return f"{size} in a compressed BMP, more than {MAX_RLE:,}"
+    if opened.format == "TIFF":
+        return _tiff_refusal(opened)
+    return ""
+
+
+def _tiff_refusal(opened):
+    if opened.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0) * opened.tag_v2.get(TiffImagePlugin.TILELENGTH, 0) > MAX_PIXELS:
+        return f"a TIFF with tiles of more than {MAX_PIXELS:,} pixels"
+    if opened.tag_v2.get(254) == 1:
+        return "a TIFF that starts with a thumbnail, as camera raw does, which is not read; save it as JPEG or PNG"
+    if opened.mode in ("I", "F"):
+        return "a TIFF of 32 bits a value, of which none is said to be white; save it with 8 or 16"
+    return ""
+
+
+def _orientation(image):
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # of EXIF that is damaged, or XMP
+        return None
+
+
+def _to_rgb(image):
     if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb, rows = Image.new("RGB", image.size), max(_STRIP // image.width, 1)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return rgb
 
 
 def _resize(image, size, resize, box=None):
