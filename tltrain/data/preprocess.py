@@ -4,6 +4,8 @@ Pillow decodes and resizes, so this needs no TensorFlow; its decoders of `FORMAT
 files of unknown origin. The result is uint8; the scaling a backbone expects happens on the device.
 """
 
+import contextlib
+import ctypes
 import io
 import itertools
 import logging
@@ -28,7 +30,7 @@ _LARGE = 8 << 20  # bytes
 _PART = re.compile(rb"\xff[\xe1-\xef\xfe]\0[\2-\x40]|\0\0\0[\0-\x40][A-Za-z]{4}")
 _STRIP = 1 << 22  # pixels that are laid on white at a time
 _PICTURES = ("HEIC", "AVIF", "SVG", "JPEG 2000", "JPEG XL", "Photoshop", "OpenEXR", "ICO", "PDF", "camera raw", "DICOM")
-_ORIENTATION = 0x112
+_ORIENTATION, _NEW_SUBFILE_TYPE = 0x112, 254  # tags of EXIF and TIFF
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,6 +46,10 @@ TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader makes objects for as 
 # what is wrong with an image is its reason; set once, since to suppress warnings for a block is not thread-safe
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with contextlib.suppress(
+    OSError, AttributeError
+):  # libtiff, where the library of Pillow does not hide it, prints itself
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def load_image(
@@ -116,12 +122,10 @@ def _opened(encoded, kind):
 
 
 def _refusal(opened, encoded):
-    """Why an image is not decoded, by its header; "" where it is."""
+    """Why an image of at most `MAX_PIXELS` is not decoded, by its header; "" where it is."""
     size, pixels = f"{opened.width} x {opened.height} pixels", opened.width * opened.height
     if max(opened.size) > MAX_SIDE:
         return f"{size}, more than {MAX_SIDE:,} a side"
-    if pixels > MAX_PIXELS:
-        return f"{size}, more than {MAX_PIXELS:,}"
     scans = encoded.count(b"\xff\xda") if opened.format in ("JPEG", "MPO") else 1
     if scans * pixels > MAX_SCANNED:
         return f"{size} in {scans} scans, more than {MAX_SCANNED:,}"
@@ -135,7 +139,7 @@ def _refusal(opened, encoded):
 def _tiff_refusal(opened):
     if opened.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0) * opened.tag_v2.get(TiffImagePlugin.TILELENGTH, 0) > MAX_PIXELS:
         return f"a TIFF with tiles of more than {MAX_PIXELS:,} pixels"
-    if opened.tag_v2.get(254) == 1:
+    if opened.tag_v2.get(_NEW_SUBFILE_TYPE) == 1:
         return "a TIFF that starts with a thumbnail, as camera raw does, which is not read; save it as JPEG or PNG"
     if opened.mode in ("I", "F"):
         return "a TIFF of 32 bits a value, of which none is said to be white; save it with 8 or 16"
