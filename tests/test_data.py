@@ -1,6 +1,7 @@
 """Images come out right, splits never overlap, order is a pure function, corrupt files are counted."""
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -130,18 +131,31 @@ def test_a_folder_gives_classes_labels_and_stratified_splits(images):
     assert [i.split("/")[0] for i in train.ids] == [data.class_names[label] for label in train.labels]
 
 
-def test_suffixes_in_any_case_count_and_hidden_files_and_folders_do_not(images, tmp_path):
+def test_images_are_known_by_content_and_what_is_left_out_is_named(images, tmp_path):
     root = shutil.copytree(images, tmp_path / "copy")
     source = root / "dark" / "dark_000.jpg"
-    for name in ("dark/a.JPG", "dark/b.JpEg", "dark/deep/c.jpeg", "dark/.hidden.jpg", "dark/notes.txt"):
+    for name in ("dark/a.JPG", "dark/b", "dark/deep/c.jfif", "dark/.hidden.jpg", "beside.jpg"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(source, root / name)
     for hidden in (".ipynb_checkpoints", "__MACOSX"):
         (root / hidden).mkdir()
         shutil.copy(source, root / hidden / "x.jpg")
+    (root / "dark" / "notes.txt").write_text("no image")
+    (root / "light" / "gone.jpg").symlink_to(tmp_path / "nothing")
+    (root / "light" / "again").symlink_to(root / "light")
+    os.mkfifo(root / "light" / "pipe.jpg")
     data = folder(root)
     assert data.class_names == ("dark", "light")
     assert sum(split.num_examples for split in data.splits.values()) == 48 + 3
+    assert data.left_out == {
+        "folders whose name begins with . or __": (".ipynb_checkpoints/", "__MACOSX/"),
+        "files beside class folders": ("beside.jpg",),
+        "hidden files and folders": ("dark/.hidden.jpg",),
+        "links to nothing": ("light/gone.jpg",),
+        "pipes, sockets and devices": ("light/pipe.jpg",),
+        "links to folders that are there already": ("light/again/",),
+        ".txt files": ("dark/notes.txt",),
+    }
 
 
 def test_sub_folders_are_the_splits_where_they_exist(tmp_path):

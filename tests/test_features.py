@@ -90,6 +90,47 @@ def test_a_damaged_row_is_noticed_and_the_same_command_computes_it_again(tiny, t
     assert losses(run(tiny, tmp_path / "run")) == losses(expected)
 
 
+def of_store(name):
+    """What damages a file of every store: `spoil(bytes) -> bytes`."""
+    spoilers = {
+        "cut": lambda content: content[: len(content) // 2],
+        "emptied": lambda content: b"",
+        "header": lambda content: content[:9] + bytes([content[9] ^ 16]) + content[10:],
+        "middle": lambda content: content[: len(content) // 2] + b"\x07" + content[len(content) // 2 + 1 :],
+        "end": lambda content: content[:-2] + bytes([content[-2] ^ 1]) + content[-1:],
+    }
+    return spoilers[name]
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "header", "middle", "end"])
+@pytest.mark.parametrize("file", ["inputs.npy", "rows.npy", "store.json"])
+def test_a_damaged_store_heals_or_changes_nothing(tiny, tmp_path, file, damage):
+    tiny.finetune.epochs = 0
+    expected = run(tiny, tmp_path / "whole")
+    for folder in stores(tmp_path):
+        (folder / file).write_bytes(of_store(damage)((folder / file).read_bytes()))
+    for _ in stores(tmp_path):
+        with contextlib.suppress(WorkdirError):
+            run(tiny, tmp_path / "run")
+    assert losses(run(tiny, tmp_path / "run"), "probe") == losses(expected, "probe")
+
+
+def test_exchanged_stores_and_rows_are_noticed(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    for name in "ab":
+        writer = store.Writer(tmp_path / name, (6, 4), rows.dtype)
+        writer.write(np.arange(6), rows, np.ones(6, bool))
+        writer.finish({})
+    assert store.Store(tmp_path / "a").take(np.arange(6)).tolist() == rows.tolist()
+    (tmp_path / "a").rename(tmp_path / "c")
+    inputs = np.lib.format.open_memmap(tmp_path / "b" / "inputs.npy", "r+")
+    inputs[[1, 2]] = inputs[[2, 1]]
+    inputs.flush()
+    for name, row in (("c", 0), ("b", 1)):
+        with pytest.raises(WorkdirError, match=f"damaged; row {row} of"):
+            store.Store(tmp_path / name).take(np.arange(6))
+
+
 @pytest.mark.bits
 @pytest.mark.parametrize("polls", [1, 3, 5])
 def test_a_stopped_extraction_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, polls):

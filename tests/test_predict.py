@@ -116,7 +116,7 @@ def test_evaluate_says_what_the_run_said_and_maps_classes_by_name(done, tmp_path
 MISTAKES = {
     "no workdir": (predict, ["--workdir", "{tmp}/none", "{images}"], 6, "is no workdir"),
     "no file": (predict, ["--workdir", "{run}", "{tmp}/none.jpg"], 4, "no file or folder at"),
-    "no images": (predict, ["--workdir", "{run}", "{run}"], 4, "no .jpg, .jpeg, .png below"),
+    "no images": (predict, ["--workdir", "{run}", "{run}"], 4, "no image below"),
     "no reader": (predict, ["--workdir", "{run}", "{run}/config.json"], 4, "none of 1 images can be read"),
     "suffix": (predict, ["--workdir", "{run}", "{images}", "--output", "{tmp}/a.txt"], 2, "ends in .csv or .jsonl"),
     "folder": (predict, ["--workdir", "{run}", "{images}", "--output", "{tmp}/no/a.csv"], 2, "no folder for"),

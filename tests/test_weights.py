@@ -28,6 +28,14 @@ def load(path, backbone=BACKBONE):
     return references.load(path, backbone)
 
 
+def save_backbone(path, seed):
+    """A Keras file of the backbone with other weights for each seed."""
+    model = keras.applications.MobileNetV2(weights=None, include_top=False, alpha=0.35, input_shape=(96, 96, 3))
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.uniform(0.5, 1.5, w.shape).astype(np.float32) for w in model.get_weights()])
+    model.save(path)
+
+
 @pytest.fixture(scope="module")
 def reference():
     model = keras.applications.MobileNetV2(weights=None, include_top=False, alpha=0.35, input_shape=(96, 96, 3))

@@ -108,6 +108,27 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def copied(config: ConfigDict) -> ConfigDict:
+    """A config with equal values that shares nothing with `config`; `ConfigDict` copies no dict with dots in its keys.
+
+    Raises:
+        ConfigError: it has a key that is not known.
+    """
+    made = default()
+    for key, value in flatten(config).items():
+        _assign(made, key, value)
+    return made
+
+
+def _assign(config, key, value):
+    if message := unknown(key):
+        raise ConfigError(f"{message}; in the config; correct the name")
+    group, _, name = key.rpartition(".")
+    for part in group.split(".") if group else []:
+        config = config[part]
+    config[name] = value
+
+
 def validate(config: ConfigDict) -> None:
     """Checks names, types, ranges and rules between keys.
 
@@ -189,7 +210,7 @@ def from_dict(stored: dict) -> ConfigDict:
     for key, value in flatten(stored).items():
         if message := unknown(key):
             raise ConfigError(f"{message}; in a config.json; read it with the version of tltrain that wrote it")
-        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+        _assign(config, key, tuple(value) if isinstance(value, list) else value)
     return config
 
 

@@ -11,15 +11,21 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _FILE_WIDTH = 120  # characters of a table where there is no terminal
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 _PLAIN_SECONDS = 15.0  # between two plain lines about the same work
 
 
+def printable(text: str) -> str:
+    """`text` of a user as one line of a terminal: what moves the cursor or is no character is shown by its code."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(text: str) -> None:
-    """One line."""
-    _console.print(text, markup=False)
+    """One line, or several with line ends of our own."""
+    _console.print("\n".join(map(printable, text.split("\n"))), markup=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -37,16 +43,22 @@ def into(path: Path) -> Iterator[None]:
 
 def warn(text: str) -> None:
     """One line on standard error."""
-    print(f"tltrain: {text}", file=sys.stderr, flush=True)
+    print(f"tltrain: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table, its first column to the left, the others to the right."""
-    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+    drawn = Table(
+        title=Text(printable(title)) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE,
+        pad_edge=False,
+    )
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if i else "left", no_wrap=True)
+        drawn.add_column(Text(printable(column)), justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     # as wide as it is: a number is never cut, whatever the width of the terminal
     width = Measurement.get(_console, _console.options.update(max_width=10_000), drawn).maximum
     Console(file=_console.file, width=width, force_terminal=_console.is_terminal, highlight=False).print(drawn)
@@ -57,10 +69,10 @@ def progress(title: str, total: int, first: int = 0) -> Iterator[Callable[..., N
     """Yields `update(done, note="")`: shows how much of `total` is done, with `note`, and the time left."""
     if _console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, TimeRemainingColumn(), console=_console, transient=True) as bar:
             task = bar.add_task(title, total=total, completed=first, note="")

@@ -30,7 +30,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
 SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
     "Config": (settings.check_names,),
     "Machine": (machine.check_devices, machine.check_workdir),
-    "Data": (data.check_counts, data.check_files, data.check_duplicates),
+    "Data": (data.check_counts, data.check_left_out, data.check_files, data.check_duplicates),
     "Weights": (weights.check_weights,),
     "Pixels": (pixels.check_pixels,),
     "Recipe": (settings.check_recipe,),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.progress import wrap_file
 
-from tltrain.errors import WeightsError
+from tltrain.errors import WeightsError, WorkdirError
 from tltrain.models.backbone import Backbone, WeightFile
 
 MAX_BYTES = 2**30  # of a file whose size is not published
@@ -26,8 +26,16 @@ def digest(path: Path, algorithm: str) -> str:
 
 def cache_dir() -> Path:
     """Where downloads are kept: `$TLTRAIN_CACHE`, else `~/.cache/tltrain` (or below `$XDG_CACHE_HOME`)."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tltrain"
-    return Path(os.environ.get("TLTRAIN_CACHE") or default)
+    if named := os.environ.get("TLTRAIN_CACHE"):
+        return _expanded(named)
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tltrain"
+
+
+def _expanded(place):
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise WorkdirError(f"no home folder; for what is kept, {place}; set $HOME or $TLTRAIN_CACHE") from error
 
 
 def imagenet(backbone: Backbone) -> Path:

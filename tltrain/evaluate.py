@@ -36,7 +36,11 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
     if arguments.source and not arguments.source.startswith("tfds:"):
         run.config.data.data_dir = ""
     config.validate(run.config)
-    split = sources.load_split(run.config.data, arguments.split or _last_split(arguments, run), run.class_names)
+    expression = arguments.split or _last_split(arguments, run)
+    if arguments.source or arguments.data_dir:
+        split = sources.load_split(run.config.data, expression, run.class_names)
+    else:
+        split = finished.own_split(run, expression)
     found = over(run, split, stop)
     _show(run, split, found)
     if arguments.output:
@@ -61,7 +65,7 @@ def over(run: Finished, split: Split, stop: Callable[[], bool], features: np.nda
         DataError: too many unreadable images.
         TerminatedError: `stop()` became true.
     """
-    settings = run.config.copy_and_resolve_references()
+    settings = config.copied(run.config)
     for phase in config.PHASES:
         settings[phase].epochs = int(phase == run.phase)  # no other phase wants activations of its own
     mesh = parallel.make_mesh(settings.batch_size)
@@ -91,7 +95,7 @@ def _show(run: Finished, split: Split, found: Evaluation) -> None:
 def write_lines(path: Path, lines: Any) -> None:
     """Writes lines of text to the file `path`; raises WorkdirError where it cannot."""
     try:
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8", errors="surrogateescape") as file:  # a name of bytes as these bytes
             file.writelines(f"{line}\n" for line in lines)
     except OSError as error:
         raise WorkdirError(f"cannot write {path}; {error.strerror}; give another --output") from error

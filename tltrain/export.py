@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tltrain import command, console, finished, steps
-from tltrain.data import sources
 from tltrain.data.preprocess import decode, load_image
 from tltrain.errors import ConfigError, DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.export_formats import FORMATS, Function
@@ -140,7 +139,7 @@ def _export_one(run, name, folder, photos, stop):
 def read_photos(run: Finished, count: int) -> Photos:
     """Up to `count` photos spread over val, and what the steps of evaluation make of them."""
     data, model = run.config.data, run.model
-    split = sources.load(data, run.config.seed).splits["val"]
+    split = finished.own_split(run, data.splits[1])
     images: list[np.ndarray] = []
     inputs = []
     for i in _spread(split.num_examples, count):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tltrain import export_keras, steps
+from tltrain import console, export_keras, steps
 from tltrain.data import import_tensorflow
 from tltrain.export_resize import resize
 from tltrain.finished import Finished
@@ -78,7 +78,7 @@ def _write_tflite(run, path):
     with _silent_stderr():
         path.write_bytes(converter.convert())
     with zipfile.ZipFile(path, "a") as archive:  # where TensorFlow Lite keeps the files of a model
-        archive.writestr("labels.txt", "".join(f"{name}\n" for name in run.class_names))
+        archive.writestr("labels.txt", "".join(f"{console.printable(name)}\n" for name in run.class_names))
 
 
 def _load_tflite(path):

@@ -7,10 +7,8 @@ and the examples. `python -m tltrain.features --list` shows what is stored, `--c
 import argparse
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,20 +21,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, forward, store
+from tltrain import console, forward, space, store
 from tltrain.data import begin_import, import_tensorflow, pipeline
 from tltrain.data.augment import Augment
 from tltrain.data.split import Split
 from tltrain.download import cache_dir
 from tltrain.errors import WorkdirError
-from tltrain.models import zoo
-from tltrain.models.classifier import Classifier, run_frozen
+from tltrain.models.classifier import Classifier
 
-FORMAT = 3  # raise it when the numbers or the files of a store change their meaning
-
-
-class NoSpaceError(WorkdirError):
-    """A store does not fit the disk."""
+FORMAT = 4  # raise it when the numbers or the files of a store change their meaning
 
 
 class Wanted(NamedTuple):
@@ -81,7 +74,7 @@ def ensure(
 
     Raises:
         DataError: too many unreadable images.
-        NoSpaceError: the disk is too full; the cuts that would fit are named.
+        space.NoSpaceError: the disk is too full; the cuts that would fit are named.
         WorkdirError: the folder cannot be written.
     """
     facts = _facts(config, model, variables, wanted)
@@ -89,9 +82,11 @@ def ensure(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
-            if not folder.is_dir():
+            stored = _stored(folder, len(wanted.split.ids))
+            if stored is None:
                 _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress)
-        stored = store.Store(folder)
+                stored = _stored(folder, len(wanted.split.ids))
+                assert stored is not None, "it was written just now"
     except (OSError, ValueError) as error:
         raise WorkdirError(
             f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
@@ -134,8 +129,24 @@ def _facts(config, model, variables, wanted) -> dict[str, Any]:
 
 
 def _name(facts: dict[str, Any]) -> str:
-    decisive = {key: value for key, value in facts.items() if key not in ("source", "split")}  # `examples` says it
+    others = ("source", "split", "array")  # which `examples` and the files say
+    decisive = {key: value for key, value in facts.items() if key not in others}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _stored(folder: Path, num_examples: int) -> store.Store | None:
+    """The store at `folder`, whose name is the hash of what it holds; None where there is none, or no more."""
+    if not folder.is_dir():
+        return None
+    try:
+        stored = store.Store(folder)
+        if _name(stored.facts) == folder.name and len(stored.readable) == num_examples:
+            return stored
+    except store.DamagedError:
+        pass
+    console.warn(f"stored features were damaged; at {folder}; they are computed again")
+    shutil.rmtree(folder)
+    return None
 
 
 def place(model: Classifier, cut: int) -> str:
@@ -163,7 +174,7 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
     result = forward.result(program)
     dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
     if not folder.with_suffix(".part").exists():
-        _check_space(folder.parent, num_examples, result.shape[1:], dtype, model, config)
+        space.check(folder.parent, num_examples, result.shape[1:], dtype, model, config)
     writer = store.Writer(folder, (num_examples, *result.shape[1:]), dtype)
     index, mask = pipeline.rows(num_examples, size)
     due = (writer.missing[index] & mask).any(1)
@@ -185,28 +196,6 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
             done += int(keep.sum())
             update(done)
     writer.finish(facts)
-
-
-def _check_space(directory, num_examples, shape, dtype, model, config):
-    free = shutil.disk_usage(directory).free
-    needed = num_examples * math.prod(shape) * dtype.itemsize
-    if needed <= 0.95 * free:
-        return
-    names = [*model.backbone.stages[:-1], "all"]
-    sizes = {name: num_examples * row_bytes(config, model, cut) for cut, name in enumerate(names, 1)}
-    fitting = [f"{name!r} ({size / 2**30:.2g} GiB)" for name, size in sizes.items() if size <= 0.95 * free]
-    raise NoSpaceError(
-        f"the features of {num_examples} images need {needed / 2**30:.2g} GiB and {free / 2**30:.2g} GiB are free; at "
-        f"{directory}; free some, set features.dir, or freeze_until to one that fits: {', '.join(fitting) or 'none'}"
-    )
-
-
-def row_bytes(config: ConfigDict, model: Classifier, cut: int) -> int:
-    """Bytes that a store at `cut` takes for an image."""
-    image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), np.uint8)
-    run = functools.partial(run_frozen, model, start=0, stop=cut)
-    activations = jax.eval_shape(run, zoo.shapes(model), x=image)
-    return activations.size * (2 if config.features.dtype == "bfloat16" else activations.dtype.itemsize)
 
 
 def main(argv: list[str]) -> int:

@@ -71,7 +71,7 @@ def run(
         TltrainError: of the kind its class says.
     """
     config_lib.validate(config)
-    config = zoo.resolved(config)
+    config = sources.resolved(zoo.resolved(config))
     name = name or next(phase for phase in reversed(config_lib.PHASES) if config[phase].epochs)
     low, high, num_steps = test
     if not config[name].epochs:
@@ -109,7 +109,7 @@ def _after_probe(config: ConfigDict, workdir: Path, model: Classifier, stop: Cal
         if (workdir / "report.json").exists() or (workdir / "checkpoints" / "finetune").exists():
             console.say(f"The probe is that of the run in {workdir}.")
             return finished.model_of(workdir, config, model, "probe")
-    alone = config.copy_and_resolve_references()
+    alone = config_lib.copied(config)
     alone.finetune.epochs = 0
     console.say(f"The probe is trained first, in {workdir / 'find_lr'}.")
     train.run(alone, workdir / "find_lr", Clock(), stop)

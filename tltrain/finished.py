@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import freeze, steps
+from tltrain import freeze, identity, steps
 from tltrain.checkpoint import Checkpoints, with_leaves
-from tltrain.errors import WeightsError, WorkdirError
+from tltrain.data import sources
+from tltrain.data.split import Split
+from tltrain.errors import DataError, WeightsError, WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.workdir import read_json
@@ -47,10 +49,28 @@ def load(path: Path) -> Finished:
         raise WorkdirError(f"{path} {what}; no report.json; give the workdir of a run that ended with a result")
     config = config_lib.from_dict(stored)
     class_names = tuple(report["class_names"])
+    if (made_of := read_json(path / "identity.json")) and tuple(made_of["class_names"]) != class_names:
+        raise WorkdirError(f"{path} is not the record of one run; report.json has other classes than identity.json")
     model = zoo.create(config, len(class_names))
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
     cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
     return Finished(path, config, class_names, model, model_of(path, config, model, phase, step), phase, cut, report)
+
+
+def own_split(run: Finished, expression: str) -> Split:
+    """The split `expression` of the data of `run`, as they were in the run.
+
+    Raises:
+        DataError: it cannot be read, or its files are not what they were.
+    """
+    split = sources.load_split(run.config.data, expression, run.class_names)
+    made_of = read_json(run.path / "identity.json")
+    if made_of and (changed := identity.changes(made_of, split)):
+        raise DataError(
+            f"{run.config.data.source} is not what the run saw; {'; '.join(changed)}; put it back, or name it by "
+            "--source to evaluate on it as it is"
+        )
+    return split
 
 
 def model_of(path: Path, config: ConfigDict, model: Classifier, phase: str, step: int | None = None) -> dict:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, features, freeze
+from tltrain import console, features, freeze, space
 from tltrain.data import augment, pipeline
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
@@ -79,7 +79,7 @@ class Inputs:
         reason = self.why_images(name, train)
         try:
             found = None if reason else self._stored(name, split, augment, variables)
-        except features.NoSpaceError as error:
+        except space.NoSpaceError as error:
             if self._config.features.enabled == "on":
                 raise
             found, reason = None, str(error)
@@ -126,7 +126,7 @@ class Inputs:
         """The store at `cut`, each cut at which phases need `split` starting where the one before ends."""
         base = None
         for earlier in sorted(c for c in self.plain_cuts(split) if c < cut):
-            with contextlib.suppress(features.NoSpaceError):  # of another phase, which will say so itself
+            with contextlib.suppress(space.NoSpaceError):  # of another phase, which will say so itself
                 stored = self._ensure(split, features.Wanted(self._data.splits[split], earlier), variables, base)
                 base = (earlier, stored)
         return self._ensure(split, features.Wanted(self._data.splits[split], cut), variables, base)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tltrain import command, console, evaluate, finished, metrics
+from tltrain import command, console, evaluate, finished, metrics, report
 from tltrain.data import folder_source
 from tltrain.data.files import read_file
 from tltrain.data.preprocess import FORMATS
@@ -73,13 +73,16 @@ def _split(paths: list[Path]) -> Split:
     files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            files |= dict.fromkeys(folder_source.image_files(path))
+            images, left_out = folder_source.images_below(path)
+            files |= dict.fromkeys(images)
+            if left_out:
+                console.say(f"Left out below {path}: {report.left_out(left_out)}")
         elif path.exists():
             files[path] = None
         else:
             raise DataError(f"no file or folder at {path}; on the command line; check the path")
     if not files:
-        raise DataError(f"no {', '.join(folder_source.SUFFIXES)} below {', '.join(map(str, paths))}; check the path")
+        raise DataError(f"no image below {', '.join(map(str, paths))}; on the command line; check the path")
     found = list(files)
     ids, labels = tuple(map(str, found)), np.zeros(len(found), np.int32)
     return Split(f"{len(found)} images", ids, labels, lambda i: read_file(found[i]), "")

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import compare, console, freeze, page, run_page
+from tltrain import compare, console, freeze, page, run_page, scores
 from tltrain import config as config_lib
 from tltrain.data import sources
 from tltrain.data.split import Data
@@ -33,10 +34,21 @@ def duration(seconds: float) -> str:
 
 
 def data_line(data: Data) -> str:
-    """Sizes of the splits and names of the classes."""
+    """Sizes of the splits and names of the classes; in a second line what was left out."""
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in data.splits.items())
     shown = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
-    return f"Data: {counts} images of {len(data.class_names)} classes ({shown})"
+    line = f"Data: {counts} images of {len(data.class_names)} classes ({shown})"
+    line += f"; the sub-folders {', '.join(data.sub_folders)} are splits" if data.sub_folders else ""
+    return line + (f"\nLeft out: {left_out(data.left_out)}; tltrain.doctor names them" if data.left_out else "")
+
+
+def left_out(found: Mapping[str, Sequence[str]], named: int = 1) -> str:
+    """What lies beside the examples and is none, by reason, `named` of each by name."""
+    parts = []
+    for reason, names in found.items():
+        shown = ", ".join(names[:named]) + (", ..." if len(names) > named else "")
+        parts.append(f"{len(names)} {reason} ({shown})")
+    return "; ".join(parts)
 
 
 def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
@@ -184,12 +196,11 @@ def show(report: dict[str, Any], workdir: Path) -> None:
         if (done := len(phase["history"])) < phase["epochs"]:
             best = phase["best"]["epoch"]
             console.say(f"{name} stopped early, after epoch {done} of {phase['epochs']}: none since {best} was better.")
-    chosen, counts = report["chosen"], report["class_counts"]["val"]
-    largest = max(counts, key=counts.__getitem__)
-    share = counts[largest] / sum(counts.values())
+    chosen = report["chosen"]
+    largest, share = scores.baseline(chosen["val"]["confusion"])
     console.say(
         f"Best on val: {chosen['phase']}, epoch {chosen['epoch']}, accuracy {number(chosen['val']['accuracy'])}; "
-        f"always answering {largest!r} gives {number(share)}."
+        f"always answering '{report['class_names'][largest]}' gives {number(share)}."
     )
     if "test" in report:
         test = report["test"]

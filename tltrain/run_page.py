@@ -102,9 +102,8 @@ def _pictures(split, found, report, read_data):
 
 
 def _baseline(report):
-    counts = report["class_counts"]["val"]
-    largest = max(counts, key=counts.__getitem__)
-    return {"answer": largest, "share": counts[largest] / sum(counts.values())}
+    largest, share = scores.baseline(report["chosen"]["val"]["confusion"])
+    return {"answer": report["class_names"][largest], "share": share}
 
 
 def _figures(report, estimates):

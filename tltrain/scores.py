@@ -1,6 +1,7 @@
 """What the best model of a run said of each example, read from `predictions.jsonl`, and the scores that follow."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,6 +124,12 @@ def confusion(found: Predictions) -> np.ndarray:
     counts = np.zeros((found.probabilities.shape[1],) * 2, np.int64)
     np.add.at(counts, (found.labels, found.predicted), 1)
     return counts
+
+
+def baseline(confusion: Sequence[Sequence[int]]) -> tuple[int, float]:
+    """The largest class and the accuracy of always answering it, over the examples that `confusion` counts."""
+    counts = np.sum(confusion, axis=1)
+    return int(counts.argmax()), float(counts.max() / counts.sum())
 
 
 def by_class(counts: np.ndarray) -> list[OfClass]:

@@ -2,6 +2,9 @@
 
 NAME.part/    being computed: what a killed process leaves, and the next goes on with
 NAME/         whole: inputs.npy [N, ...], rows.npy [N] (state and CRC-32 of each row), store.json (what it holds)
+
+A CRC is of the name of the store, the place of the row and its state too, so that rows or files of stores that were
+exchanged do not pass for each other.
 """
 
 import json
@@ -22,6 +25,10 @@ _MISSING, _READABLE, _UNREADABLE = range(3)
 _ROW = np.dtype([("state", np.uint8), ("crc", np.uint32)])
 
 
+class DamagedError(Exception):
+    """The files of a store are not what was written."""
+
+
 class Store:
     """Activations `inputs` `[N, ...]`, memory-mapped; `readable` bool `[N]` is False where there was no image."""
 
@@ -29,12 +36,19 @@ class Store:
         """Opens a whole store.
 
         Raises:
-            OSError, ValueError: its files are not there or damaged.
+            DamagedError: its files are not there, or do not fit each other.
         """
-        self.folder = folder
-        self._rows = np.load(folder / "rows.npy")
-        stored = np.load(folder / "inputs.npy", mmap_mode="r")
-        self.inputs: np.ndarray = stored.view(jnp.bfloat16) if stored.dtype == np.uint16 else stored
+        self.folder, self.facts = folder, facts(folder) or {}
+        try:
+            self._rows = np.load(folder / "rows.npy")
+            stored = np.load(folder / "inputs.npy", mmap_mode="r")
+            shape, dtype = tuple(self.facts["array"]["shape"]), jnp.dtype(self.facts["array"]["dtype"])
+        except Exception as error:  # whatever NumPy makes of damaged bytes
+            raise DamagedError(f"{folder}: {error}") from error
+        found = (stored.shape, stored.dtype, self._rows.shape, self._rows.dtype)
+        if found != (shape, _on_disk(dtype), shape[:1], _ROW):
+            raise DamagedError(f"{folder}: {found}")
+        self.inputs: np.ndarray = stored.view(dtype)
         self.readable: np.ndarray = self._rows["state"] == _READABLE
         self._checked = np.zeros(len(stored), bool)
         os.utime(folder / "store.json")  # the time of the last use
@@ -47,7 +61,7 @@ class Store:
         """
         rows = self.inputs[index]
         for i, row in zip(index, rows, strict=True):
-            if not self._checked[i] and _crc(row) != self._rows["crc"][i]:
+            if not self._checked[i] and _crc(self.folder, i, self._rows["state"][i], row) != self._rows["crc"][i]:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise WorkdirError(
                     f"stored features were damaged; row {i} of {self.folder}; they are removed now, and the same "
@@ -63,12 +77,12 @@ class Writer:
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         """Opens `NAME.part` for the store `folder`; raises OSError where the disk is too full."""
         self._folder, self._part = folder, folder.with_suffix(".part")
+        self._array = {"shape": list(shape), "dtype": dtype.name}
         self._part.mkdir(exist_ok=True)
-        stored_dtype = np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype  # NumPy's files do not know bfloat16
-        self._inputs = self._open("inputs.npy", stored_dtype, shape)
+        self._inputs = self._open("inputs.npy", _on_disk(dtype), shape)
         self._rows = self._open("rows.npy", _ROW, shape[:1])
         for i in np.flatnonzero(self._rows["state"] != _MISSING):  # what did not reach the disk is done again
-            if _crc(self._inputs[i]) != self._rows["crc"][i]:
+            if _crc(folder, int(i), self._rows["state"][i], self._inputs[i]) != self._rows["crc"][i]:
                 self._rows["state"][i] = _MISSING
         self.missing: np.ndarray = self._rows["state"] == _MISSING
 
@@ -79,8 +93,8 @@ class Writer:
                 found = np.lib.format.open_memmap(path, "r+")
                 if (found.dtype, found.shape) == (dtype, shape):
                     return found
-            except (OSError, ValueError):
-                path.unlink()  # killed while it was made
+            except Exception:  # killed while it was made; whatever NumPy makes of damaged bytes
+                path.unlink()
         made = np.lib.format.open_memmap(path, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash at some later row
             with path.open("r+b") as file:
@@ -92,13 +106,14 @@ class Writer:
         inputs = inputs.view(np.uint16) if inputs.dtype == jnp.bfloat16 else inputs
         for i, row, good in zip(index, inputs, readable, strict=True):
             self._inputs[i] = row
-            self._rows[i] = (_READABLE if good else _UNREADABLE, _crc(row))
+            state = _READABLE if good else _UNREADABLE
+            self._rows[i] = (state, _crc(self._folder, i, state, row))
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Gives the store its final name; `facts` (JSON) say what it holds."""
         self._inputs.flush()
         self._rows.flush()
-        (self._part / "store.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (self._part / "store.json").write_text(json.dumps(facts | {"array": self._array}, indent=2) + "\n")
         for path in self._part.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -112,9 +127,11 @@ def folders(directory: Path) -> Iterator[Path]:
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
-    """What a whole store holds; None for an unfinished one."""
-    path = folder / "store.json"
-    return json.loads(path.read_text()) if path.exists() and folder.suffix != ".part" else None
+    """What a whole store holds; None for an unfinished one, or where that cannot be read."""
+    try:
+        return json.loads((folder / "store.json").read_text()) if folder.suffix != ".part" else None
+    except (OSError, ValueError):
+        return None
 
 
 def unused_days(folder: Path) -> float:
@@ -127,5 +144,10 @@ def num_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
-def _crc(row: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
+def _on_disk(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype  # NumPy's files do not know bfloat16
+
+
+def _crc(folder: Path, index: int, state: int, row: np.ndarray) -> int:
+    place = zlib.crc32(f"{folder.name} {index} {state}".encode())
+    return zlib.crc32(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data, place)

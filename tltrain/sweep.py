@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from tltrain import command, console, report, table, together, train
 from tltrain import config as config_lib
+from tltrain.data import sources
 from tltrain.errors import ConfigError, TerminatedError, TltrainError
-from tltrain.features import NoSpaceError
 from tltrain.models import zoo
+from tltrain.space import NoSpaceError
 from tltrain.workdir import Clock, read_json
 
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each arm, with seeds from that of the config on.", lower_bound=1)
@@ -91,14 +92,14 @@ def _name(arm, arms):
 
 def _changed(base, arm):
     """`base` with the keys of `arm`, as a run would accept it."""
-    config = base.copy_and_resolve_references()
+    config = config_lib.copied(base)
     problems = [message for key in arm if (message := config_lib.unknown(key))]
     if problems:
         raise ConfigError(f"{'; '.join(problems)}; in the arm {arm} of sweep(); correct the name")
     try:
         config.update_from_flattened_dict(arm)
         config_lib.validate(config)
-        config = zoo.resolved(config)
+        config = sources.resolved(zoo.resolved(config))
     except (TypeError, ValueError, TltrainError) as error:
         raise ConfigError(f"{error}; in the arm {arm} of sweep()") from error
     return config

@@ -20,11 +20,11 @@ from tltrain import console, evaluation, freeze, loop, metrics, optim, parallel,
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.errors import TltrainError
-from tltrain.features import NoSpaceError
 from tltrain.heads import Group, Heads, at, compile_eval, compile_train, evaluate_over, initial, train_epoch
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models import zoo
 from tltrain.scalars import Scalars
+from tltrain.space import NoSpaceError
 from tltrain.workdir import Clock, Workdir
 
 NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
@@ -160,7 +160,7 @@ def run(
     heads = initial(group, [[c for c, _ in row] for row in grid], [seed.variables["params"]["head"] for seed in seeds])
     with contextlib.ExitStack() as stack:
         members = [
-            _open(stack, group, seeds[s].inputs, *cell, (s, a))
+            _open(stack, group, seeds[s], *cell, (s, a))
             for s, row in enumerate(grid)
             for a, cell in enumerate(row)
             if is_due(cell[1])
@@ -170,10 +170,10 @@ def run(
     return {member.run.work.path: member.error for member in members if member.error}
 
 
-def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, place: tuple[int, int]) -> _Member:
+def _open(stack, group: Group, seed: _Seed, config: ConfigDict, path: Path, place: tuple[int, int]) -> _Member:
     """The record of one head, closed with `stack`."""
     work = stack.enter_context(contextlib.closing(Workdir(path, config)))
-    work.write_json("class_names.json", group.data.class_names)
+    work.begin(group.data, seed.origin.get("sha256"))
     work.rewind_metrics("probe", 0)
     scalars = Scalars(path, config)
     stack.enter_context(contextlib.closing(scalars))
@@ -182,7 +182,7 @@ def _open(stack, group: Group, inputs: Inputs, config: ConfigDict, path: Path, p
     stack.enter_context(contextlib.closing(checkpoints))
     schedule = optim.make_schedule(config.probe, group.steps_per_epoch)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
-    shared = loop.Run(config, work, group.data, group.model, group.mesh, inputs, scalars, group.clock, group.stop)
+    shared = loop.Run(config, work, group.data, group.model, group.mesh, seed.inputs, scalars, group.clock, group.stop)
     phase = loop.Phase("probe", config.probe, group.plan, schedule, group.steps_per_epoch, checkpoints, record)
     return _Member(shared, phase, place)
 

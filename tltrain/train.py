@@ -51,7 +51,7 @@ def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] =
         TltrainError: of the kind its class says.
     """
     config_lib.validate(config)
-    config = zoo.resolved(config)
+    config = sources.resolved(zoo.resolved(config))
     with contextlib.closing(Workdir(path, config)) as work:
         return _run_in(work, config, clock, stop)
 
@@ -65,10 +65,10 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     mesh = parallel.make_mesh(config.batch_size)
     with clock("data"):
         data = sources.load(config.data, config.seed)
-    work.write_json("class_names.json", data.class_names)
     console.say(report.data_line(data))
     model = zoo.create(config, len(data.class_names))
     variables, origin = initial_variables(config, model)
+    work.begin(data, origin.get("sha256"))
     inputs = Inputs(config, model, data, mesh, clock, stop)
     phases, best = {}, {}
     with contextlib.closing(Scalars(path, config)) as scalars:

@@ -20,7 +20,9 @@ import jax
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain.errors import ConfigError, WorkdirError
+from tltrain import identity
+from tltrain.data.split import Data
+from tltrain.errors import ConfigError, DataError, WeightsError, WorkdirError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "h5py")
 
@@ -59,7 +61,7 @@ class Workdir:
     """A folder that one process at a time writes."""
 
     def __init__(self, path: Path, config: ConfigDict) -> None:
-        """Takes the lock and writes `config.json` and `environment.json`.
+        """Takes the lock; nothing of a run is written before `begin`.
 
         Raises:
             WorkdirError: the folder cannot be written, or another process holds it.
@@ -81,8 +83,27 @@ class Workdir:
                 f"the workdir holds a run of another config; {path}: {', '.join(changed)}; "
                 "choose another --workdir, or give the same config"
             )
-        self.write_json("config.json", json.loads(config_lib.to_json(config)))
+        self._config = config
+
+    def begin(self, data: Data, weights: str | None) -> None:
+        """Writes what the run is and is made of, `data` and the sha256 of `weights`: the folder belongs to it now.
+
+        Raises:
+            DataError: it holds a run on other data; what differs is named.
+            WeightsError: it holds one that began with other weights.
+        """
+        made_of = identity.of(data, weights)
+        stored = self.read_json("identity.json")
+        if stored is not None and (changed := identity.differences(stored, made_of)):
+            kind = WeightsError if all(line.startswith("weights") for line in changed) else DataError
+            raise kind(
+                f"the workdir holds a run on other inputs; {self.path}: {'; '.join(changed)}; "
+                "put them back as they were, or choose another --workdir"
+            )
+        self.write_json("config.json", json.loads(config_lib.to_json(self._config)))
         self.write_json("environment.json", _environment())
+        self.write_json("class_names.json", made_of["class_names"])
+        self.write_json("identity.json", made_of)
 
     def close(self) -> None:
         """Gives the lock back."""

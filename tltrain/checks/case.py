@@ -54,7 +54,7 @@ class Case:
                 "its images cannot be looked at before"
             )
         with self._timed("data"):
-            return sources.load(self.config.data, self.config.seed)
+            return sources.load(sources.resolved(self.config).data, self.config.seed)
 
     @functools.cached_property
     def looked(self) -> dict[str, inspect.Looked]:

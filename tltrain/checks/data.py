@@ -38,6 +38,14 @@ def check_counts(case: Case) -> Iterator[Finding]:
         )
 
 
+def check_left_out(case: Case) -> Iterator[Finding]:
+    """What lies beside the examples and is none, and which folders are no classes."""
+    if case.data.sub_folders:
+        yield fine(f"the sub-folders {', '.join(case.data.sub_folders)} are splits, not classes")
+    for reason, names in case.data.left_out.items():
+        yield advice(f"left out: {len(names)} {reason}: {_some(list(names))}")
+
+
 def _precision(name, count):
     low, high = wilson(0.9, count)
     half = (high - low) / 2

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import evaluation, features, forward, freeze, optim, programs, steps
+from tltrain import evaluation, features, forward, freeze, optim, programs, space, steps
 from tltrain.checks.case import Case
 from tltrain.checks.finding import NotThereYetError
 from tltrain.data import pipeline
@@ -116,12 +116,12 @@ def _due(case, name, split) -> Iterator[Due]:
         random = augment_of(config)
         views = [v for v in range(config.features.augment_views) if not _is_stored(case, split, cut, random, v)]
         if views:
-            yield Due(split, 0, cut, len(views), random, len(views) * count * features.row_bytes(config, model, cut))
+            yield Due(split, 0, cut, len(views), random, len(views) * count * space.row_bytes(config, model, cut))
         return
     start = 0
     for stop in sorted({c for c in inputs.plain_cuts(split) if c < cut} | {cut}):
         if not _is_stored(case, split, stop, None, 0):
-            yield Due(split, start, stop, 1, None, count * features.row_bytes(config, model, stop))
+            yield Due(split, start, stop, 1, None, count * space.row_bytes(config, model, stop))
         start = stop
 
 

@@ -90,6 +90,15 @@ def _kind_of_text(first):
     return "text" if lost < 4 and all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text) else "unknown"
 
 
+def read_first(path: Path) -> bytes:
+    """The first bytes of the file at `path`, as many as `kind_of` looks at; none of what cannot be read."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(_FIRST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of the regular file at `path`, or behind a link there.
 

@@ -1,60 +1,85 @@
-"""A folder of images -> splits."""
+"""A folder of images -> splits, and what of it is no example."""
 
+import collections
 import hashlib
-import os
 import re
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tltrain.data.split import Split
+from tltrain.data import content
+from tltrain.data.files import kind_of, read_file, read_first
+from tltrain.data.preprocess import FORMATS
+from tltrain.data.split import Data, Split
 from tltrain.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-_PERCENT = re.compile(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")
+_PERCENT = re.compile(r"([^\[\]]+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")
+_ROLES = dict.fromkeys(("train", "training"), "train")
+_ROLES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | dict.fromkeys(("test", "testing"), "test")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HELD_OUT = ("train[:80%]", "train[80%:]")  # what data.splits is where a config says nothing
+
+LeftOut = dict[str, list[str]]  # names by reason
 
 
-def load(root: Path, expressions: tuple[str, ...]) -> tuple[list[Split], tuple[str, ...]]:
-    """The splits that `expressions` name below `root`, and the class names, which come from the first alone.
+def resolved(root: Path, expressions: tuple[str, ...]) -> tuple[str, ...]:
+    """`expressions`, or where they are the default and `root` is divided already, its own folders as they stand.
 
-    `root` has a sub-folder a class, or one a split with these in each. Images are found at any depth, in the order of
-    their paths; which of them a percentage takes follows from their names alone.
+    Raises:
+        DataError: `root` is no folder, or its sub-folders cannot be told from classes.
+    """
+    roles = _roles(root)
+    if expressions != HELD_OUT or not {"val", "test"} & roles.keys():
+        return expressions
+    return (("train", "val") if "val" in roles else HELD_OUT) + (("test",) if "test" in roles else ())
+
+
+def load(root: Path, expressions: tuple[str, ...]) -> Data:
+    """The splits that `expressions` name below `root`, in order by `train`, `val`, `test`; class names from the first.
+
+    `root` has a sub-folder a class, or one a split with these in each (`Training`, `validation`, ... are known by their
+    names). Images are found at any depth, by content or suffix, in the order of their paths; which of them a
+    percentage takes follows from their names alone.
 
     Raises:
         DataError: a folder is not there, an expression cannot be read, or a split has a class that the first has not.
     """
-    if not root.is_dir():
-        raise DataError(
-            f"no folder at {root}; named by data.source; give the path of a folder with a sub-folder a class"
-        )
-    names = [_parse(expression, root)[0] for expression in expressions]
-    divided = all((root / name).is_dir() for name in names)
-    if not divided and set(names) != {"train"}:
-        raise DataError(
-            f"{root} has no sub-folders {', '.join(dict.fromkeys(names))}; data.splits = {expressions}; use "
-            "percents of one folder, as ('train[:80%]', 'train[80%:]'), or make these sub-folders"
-        )
-    class_names = _class_names(root / names[0] if divided else root)
+    left_out: LeftOut = collections.defaultdict(list)
+    parsed = [_parse(expression, root) for expression in expressions]
+    bases = _bases(root, [name for name, _, _ in parsed], expressions, left_out)
+    found = {base: _classes(base, root, left_out) for base in dict.fromkeys(bases)}
+    files = list(dict.fromkeys(path for classes in found.values() for paths in classes.values() for path in paths))
+    contents = dict(zip(files, content.of_files(files, str(root.absolute())), strict=True))
+    class_names = tuple(sorted(found[bases[0]]))
     splits = []
-    for expression in expressions:
-        name, start, stop = _parse(expression, root)
-        base = root / name if divided else root
-        extra = sorted(set(_class_names(base)) - set(class_names))
-        if extra:
+    for expression, base, (_, start, stop) in zip(expressions, bases, parsed, strict=True):
+        if extra := sorted(set(found[base]) - set(class_names)):
             raise DataError(
                 f"{base} has classes that train has not; {', '.join(extra)}; add them to train or remove them"
             )
         paths, labels = [], []
-        for label, class_name in enumerate(class_names):
-            files = _slice(image_files(base / class_name), start, stop)
-            paths += files
-            labels += [label] * len(files)
-        splits.append(_folder_split(expression, root, paths, labels))
-    return splits, class_names
+        for label, name in enumerate(class_names):
+            images = [path for path in found[base].get(name, []) if _is_image(path, contents[path].kind)]
+            chosen = _slice(images, start, stop)
+            paths += chosen
+            labels += [label] * len(chosen)
+        splits.append(_split(expression, root, paths, labels, contents))
+    for path, what in contents.items():
+        if not _is_image(path, what.kind):
+            left_out[f"{path.suffix.lower() or what.kind} files"].append(_name(path, root))
+    roles = dict(zip(("train", "val", "test"), splits, strict=False))
+    sub_folders = tuple(base.name for base in found if base != root)
+    return Data(roles, class_names, {reason: tuple(names) for reason, names in left_out.items()}, sub_folders)
+
+
+def _name(path, root):
+    return path.relative_to(root).as_posix()
 
 
 def _parse(expression, root):
-    match = _PERCENT.fullmatch(expression.replace(" ", ""))
+    match = _PERCENT.fullmatch(re.sub(r"\s*([\[\]:%])\s*", r"\1", expression.strip()))
     start, stop = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
     if not match or not 0 <= start < stop <= 100:
         raise DataError(
@@ -63,31 +88,138 @@ def _parse(expression, root):
     return match[1], start, stop
 
 
-def _class_names(base):
-    return tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
+def _folders(base):
+    try:
+        return sorted((path for path in base.iterdir() if path.is_dir()), key=lambda path: path.name)
+    except OSError as error:
+        raise DataError(f"cannot read {base}; {error.strerror}; give the path of a folder you may read") from error
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images at any depth below `folder`, by path; hidden ones are left out, and there are none without it."""
-    if not folder.is_dir():
-        return []
-    files = (Path(top) / name for top, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(
-        path
-        for path in files
-        if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
+def _is_class(folder):
+    return not folder.name.startswith((".", "__"))
+
+
+def _roles(root):
+    """`{"train": folder, ...}` of the sub-folders of `root` that are splits by their names and hold class folders."""
+    if not root.is_dir():
+        raise DataError(
+            f"no folder at {root}; named by data.source; give the path of a folder with a sub-folder a class"
+        )
+    named = [folder for folder in _folders(root) if _is_class(folder)]
+    splits = [folder for folder in named if folder.name.lower() in _ROLES]
+    roles: dict[str, Path] = {}
+    for folder in splits:
+        if not any(map(_is_class, _folders(folder))):
+            continue
+        role = _ROLES[folder.name.lower()]
+        if role in roles:
+            raise DataError(f"{roles[role]} and {folder} are both a split {role!r}; rename or move one")
+        roles[role] = folder
+    if len(splits) > 1 and len(splits) == len(named) and "train" not in roles:
+        names = ", ".join(folder.name for folder in splits)
+        raise DataError(
+            f"{names} in {root} are names of splits, not classes; none of them is a train with a sub-folder a class in "
+            "it; put one folder a class in each, or rename them"
+        )
+    return roles if "train" in roles else {}
+
+
+def _bases(root, names, expressions, left_out):
+    """The folder of class folders for each name of a split."""
+    roles = _roles(root)
+    bases = [roles.get(_ROLES.get(name.lower(), name), root / name) for name in names]
+    divided = bool(roles) or (set(names) != {"train"} and all(base.is_dir() for base in bases))
+    if not divided and set(names) != {"train"}:
+        raise DataError(
+            f"{root} has no sub-folders {', '.join(dict.fromkeys(names))}; data.splits = {expressions}; use "
+            "percents of one folder, as ('train[:80%]', 'train[80%:]'), or make these sub-folders"
+        )
+    if not divided:
+        return [root] * len(names)
+    if absent := [name for name, base in zip(names, bases, strict=True) if not base.is_dir()]:
+        raise DataError(
+            f"{root} has no folder for the split {', '.join(absent)}; its splits are {', '.join(roles)}; "
+            "change data.splits"
+        )
+    for folder in _folders(root):
+        if folder not in bases:
+            left_out["folders beside the splits"].append(f"{folder.name}/")
+    return bases
+
+
+def _classes(base, root, left_out):
+    """`{class name: files}` of the class folders in `base`."""
+    classes = {}
+    visited: set[tuple[int, int]] = set()
+    for path in sorted(base.iterdir()):
+        if not path.is_dir():
+            left_out["files beside class folders"].append(_name(path, root))
+        elif not _is_class(path):
+            left_out["folders whose name begins with . or __"].append(f"{_name(path, root)}/")
+        else:
+            classes[path.name] = _walk(path, root, left_out, visited)
+    return classes
+
+
+def _walk(folder: Path, root: Path, left_out: LeftOut, visited: set[tuple[int, int]]) -> list[Path]:
+    """The files at any depth below `folder`, by path; no folder is entered twice, whatever links there are."""
+    files, due = [], [folder]
+    while due:
+        current = due.pop()
+        try:
+            status = current.stat()
+            entries = list(current.iterdir())
+        except OSError:
+            left_out["folders that cannot be read"].append(f"{_name(current, root)}/")
+            continue
+        if (status.st_dev, status.st_ino) in visited:
+            left_out["links to folders that are there already"].append(f"{_name(current, root)}/")
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        for path in entries:
+            if path.name.startswith("."):
+                left_out["hidden files and folders"].append(_name(path, root))
+                continue
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                left_out["links to nothing"].append(_name(path, root))
+                continue
+            if stat.S_ISDIR(mode):
+                due.append(path)
+            elif stat.S_ISREG(mode):
+                files.append(path)
+            else:
+                left_out["pipes, sockets and devices"].append(_name(path, root))
+    return sorted(files)
+
+
+def _is_image(path, kind):
+    """Whether a file is an example; one that has the name of an image and is none counts among the unreadable."""
+    return kind in FORMATS or path.suffix.lower() in SUFFIXES
+
+
+def images_below(folder: Path) -> tuple[list[Path], LeftOut]:
+    """The images at any depth below `folder`, by path, and what else lies there."""
+    left_out: LeftOut = collections.defaultdict(list)
+    files = _walk(folder, folder, left_out, set())
+    images = []
+    for path in files:
+        if _is_image(path, kind := kind_of(read_first(path))):
+            images.append(path)
+        else:
+            left_out[f"{path.suffix.lower() or kind} files"].append(_name(path, folder))
+    return images, left_out
 
 
 def _slice(files, start, stop):
     """The files whose rank in an order by hash of the name lies in `[start, stop)` percent: one order for all seeds."""
-    ranked = sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    ranked = sorted(files, key=lambda path: hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).digest())
     return ranked[round(len(ranked) * start / 100) : round(len(ranked) * stop / 100)]
 
 
-def _folder_split(expression, root, paths, labels):
-    stats = [path.stat() for path in paths]
-    ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    lines = (f"{i}\0{stat.st_size}\0{stat.st_mtime_ns}" for i, stat in zip(ids, stats, strict=True))
-    fingerprint = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return Split(expression, ids, np.asarray(labels, np.int32), lambda i: paths[i].read_bytes(), fingerprint)
+def _split(expression: str, root: Path, paths: Sequence[Path], labels: Sequence[int], contents) -> Split:
+    ids = tuple(_name(path, root) for path in paths)
+    files = {i: contents[path].sha256 for i, path in zip(ids, paths, strict=True)}
+    fingerprint = hashlib.sha256(b"".join(files.values())).hexdigest()
+    return Split(expression, ids, np.asarray(labels, np.int32), lambda i: read_file(paths[i]), fingerprint, files)

@@ -7,9 +7,36 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from tltrain import config as config_lib
 from tltrain.data import folder_source, tfds_source
 from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A copy of the whole `config` whose `data` means the same from every folder and names the splits as they are.
+
+    Raises:
+        DataError: a folder is not there, or its sub-folders cannot be told from classes.
+    """
+    config = config_lib.copied(config)
+    data = config.data
+    kind, _, place = data.source.partition(":")
+    if kind == "folder":
+        root = _absolute(place)
+        data.update(source=f"folder:{root}", splits=folder_source.resolved(root, data.splits))
+    elif data.data_dir:
+        data.data_dir = str(_absolute(data.data_dir))
+    return config
+
+
+def _absolute(place):
+    if "://" in place:
+        raise DataError(f"{place} is on no disk of this machine; tltrain reads local paths; mount it, or copy the data")
+    try:
+        return Path(place).expanduser().absolute()  # links stay as they are named
+    except RuntimeError as error:
+        raise DataError(f"{place}: {error} give the whole path") from error
 
 
 def load(config: ConfigDict, seed: int) -> Data:
@@ -18,8 +45,7 @@ def load(config: ConfigDict, seed: int) -> Data:
     Raises:
         DataError: it is not there, a split is empty, malformed or overlaps another, or labels do not fit the classes.
     """
-    splits, class_names = _read(config)
-    data = Data(dict(zip(("train", "val", "test"), splits, strict=False)), class_names)
+    data = _read(config)
     _check(data, config.source)
     return _few(data, config.shots, seed) if config.shots else data
 
@@ -35,7 +61,7 @@ def _few(data, shots, seed):
             )
         drawn.append(np.random.default_rng((seed, label)).permutation(rows)[:shots])
     few = dataclasses.replace(train, drawn=np.sort(np.concatenate(drawn)).astype(np.int32))
-    return Data(data.splits | {"train": few}, data.class_names)
+    return dataclasses.replace(data, splits=data.splits | {"train": few})
 
 
 def load_split(config: ConfigDict, expression: str, class_names: tuple[str, ...]) -> Split:
@@ -46,22 +72,23 @@ def load_split(config: ConfigDict, expression: str, class_names: tuple[str, ...]
     """
     config = config.copy_and_resolve_references()
     config.splits = (expression,)
-    (split,), found = _read(config)
-    if unknown := [name for name in found if name not in class_names]:
+    data = _read(config)
+    (split,) = data.splits.values()
+    if unknown := [name for name in data.class_names if name not in class_names]:
         raise DataError(
             f"{config.source} has classes that the run has not; {', '.join(unknown)}; the run knows "
             f"{', '.join(class_names)}; rename or remove them"
         )
     if not split.num_examples:
         raise DataError(f"split {expression!r} of {config.source} is empty; give another")
-    labels = np.asarray([class_names.index(name) for name in found], np.int32)[split.labels]
+    labels = np.asarray([class_names.index(name) for name in data.class_names], np.int32)[split.labels]
     return dataclasses.replace(split, labels=labels)
 
 
 def _read(config):
     kind, _, place = config.source.partition(":")
     if kind == "folder":
-        return folder_source.load(Path(place), config.splits)
+        return folder_source.load(_absolute(place), config.splits)
     return tfds_source.load(place, config)
 
 

@@ -1,7 +1,7 @@
 """What a data set is to the rest of tltrain: splits with random access to encoded images, and the class names."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,8 +11,9 @@ class Split:
     """Examples of one split in a fixed order.
 
     `ids` name them (a path below the folder, or shard and position), `labels` is int32 `[N]`, `read(i)` gives the
-    encoded bytes of one, `fingerprint` changes when the examples do. Of a split of which a few are `drawn` (positions,
-    int32), these alone count; what is stored is stored of all, so that other draws find it.
+    encoded bytes of one, `fingerprint` is a hash of their bytes in this order, `files` has the sha256 of each file they
+    are in, by name. Of a split of which a few are `drawn` (positions, int32), these alone count; what is stored is
+    stored of all, so that other draws find it.
     """
 
     expression: str
@@ -20,6 +21,7 @@ class Split:
     labels: np.ndarray
     read: Callable[[int], bytes]
     fingerprint: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
     drawn: np.ndarray | None = None
 
     @property
@@ -39,7 +41,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """`splits` by role (`train`, `val`, perhaps `test`), and the class names that labels index."""
+    """`splits` by role (`train`, `val`, perhaps `test`), and the class names that labels index.
+
+    `left_out` names what lies beside the examples and is none, by the reason; `sub_folders` are those that are splits
+    by themselves.
+    """
 
     splits: dict[str, Split]
     class_names: tuple[str, ...]
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sub_folders: tuple[str, ...] = ()

@@ -5,17 +5,19 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain.data import import_tensorflow
-from tltrain.data.split import Split
+from tltrain import sealed
+from tltrain.data import content, import_tensorflow
+from tltrain.data.split import Data, Split
 from tltrain.download import cache_dir
 from tltrain.errors import DataError
 
 
-def load(name: str, config: ConfigDict) -> tuple[list[Split], tuple[str, ...]]:
+def load(name: str, config: ConfigDict) -> Data:
     """The splits that `config.splits` names of the TFDS data set `name`, prepared where it is not, and its class names.
 
     Raises:
@@ -32,7 +34,8 @@ def load(name: str, config: ConfigDict) -> tuple[list[Split], tuple[str, ...]]:
     if not keys or not hasattr(builder.info.features[keys[1]], "names"):
         raise DataError(f"{name} is no classification data set; TFDS declares {keys}; choose another data.source")
     splits = [_tfds_split(tfds, builder, expression, keys, config) for expression in config.splits]
-    return splits, tuple(builder.info.features[keys[1]].names)
+    roles = dict(zip(("train", "val", "test"), splits, strict=False))
+    return Data(roles, tuple(builder.info.features[keys[1]].names))
 
 
 def to_prepare(name: str, config: ConfigDict) -> str:
@@ -75,11 +78,14 @@ def _tfds_split(tfds, builder, expression, keys, config):
             f"data.max_memory_gib = {config.max_memory_gib}; raise it, take a smaller split, or use a folder of images"
         )
     ids = tuple(f"{os.path.basename(i.filename)}[{i.skip + k}]" for i in instructions for k in range(i.take))
-    facts = (full_name, builder.info.data_dir, ids, [(stat.length, stat.mtime) for stat in stats])
+    paths = [Path(os.fspath(i.filename)) for i in instructions]
+    contents = content.of_files(paths, str(builder.info.data_dir))
+    files = {path.name: what.sha256 for path, what in zip(paths, contents, strict=True)}
+    facts = (full_name, ids, sorted(files.items()))
     fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
     records = _Records(lambda: _read_records(tfds, builder, expression, keys, len(ids)))
     labels = _stored_labels(fingerprint, len(ids), lambda: [label for _, label in records.all()])
-    return Split(expression, ids, labels, lambda i: records.all()[i][0], fingerprint)
+    return Split(expression, ids, labels, lambda i: records.all()[i][0], fingerprint, files)
 
 
 class _Records:
@@ -117,14 +123,13 @@ def _read_records(tfds, builder, expression, keys, count):
 
 def _stored_labels(fingerprint: str, count: int, read: Callable[[], list[int]]) -> np.ndarray:
     """Labels, int32 `[count]`, kept in the cache folder: where features are stored no image need be read for them."""
-    path = cache_dir() / "labels" / f"{fingerprint}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        if (labels := np.load(path)).shape == (count,):
-            return labels
-    labels = np.asarray(read(), np.int64).astype(np.int32)
-    with contextlib.suppress(OSError):  # without a cache they are read again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, labels)
-        part.replace(path)
+    path = cache_dir() / "labels" / fingerprint
+    kept = sealed.read(path)
+    if kept is not None and len(kept) == 4 * count:
+        return np.frombuffer(kept, np.int32)
+    labels = np.asarray(read(), np.int64)
+    if (labels != labels.astype(np.int32)).any():
+        raise DataError(f"label {labels[labels != labels.astype(np.int32)][0]} is no class; of TFDS; correct it")
+    labels = labels.astype(np.int32)
+    sealed.write(path, labels.tobytes())
     return labels

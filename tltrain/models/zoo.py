@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from tltrain import config as config_lib
 from tltrain import freeze
 from tltrain.config import PHASES
 from tltrain.errors import ConfigError
@@ -49,7 +50,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     if name not in BACKBONES:
         raise ConfigError(f"model.backbone = {name!r} is not known; allowed: {', '.join(BACKBONES)}")
     backbone = BACKBONES[name]()
-    config = config.copy_and_resolve_references()
+    config = config_lib.copied(config)
     if config.data.image_size is None:
         config.data.image_size = backbone.input_size
     if min(config.data.image_size) < backbone.min_size:

@@ -1,0 +1,178 @@
+"""What a run is made of is known by content: what is changed is noticed, what is moved is found again."""
+
+import os
+import shutil
+
+import pytest
+from conftest import write_images
+from test_train import run
+from test_weights import save_backbone
+
+from tltrain import config as config_lib
+from tltrain import evaluate, features, sealed
+from tltrain.data import content, folder_source, sources
+from tltrain.errors import DataError, TerminatedError, WeightsError
+
+
+@pytest.fixture
+def copied(tiny, images, tmp_path):
+    """The config `tiny` on a copy of its images, and their folder."""
+    root = shutil.copytree(images, tmp_path / "data")
+    tiny.data.source = f"folder:{root}"
+    tiny.finetune.epochs = 0
+    return tiny, root
+
+
+def stop_after(polls):
+    left = iter([False] * polls)
+    return lambda: next(left, True)
+
+
+def exchange(a, b):
+    """The bytes of two files of one size and time of change, as an archive with fixed times has them."""
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second), b.write_bytes(first)
+    for path in (a, b):
+        os.utime(path, (1e9, 1e9))
+
+
+CHANGES = {
+    "added": (lambda root: shutil.copy(root / "dark/dark_000.jpg", root / "dark/new.jpg"), r"1 added \(dark/new.jpg\)"),
+    "gone": (lambda root: (root / "dark/dark_001.jpg").unlink(), r"1 gone \(dark/dark_001.jpg\)"),
+    "changed": (lambda root: exchange(root / "dark/dark_000.jpg", root / "light/light_000.jpg"), r"1 changed \(light/"),
+    "renamed": (lambda root: (root / "dark").rename(root / "zebra"), "classes: dark gone, zebra new"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_does_not_go_on_with_other_data(change, copied, tmp_path):
+    config, root = copied
+    with pytest.raises(TerminatedError):
+        run(config, tmp_path / "run", stop=stop_after(20))
+    make, message = CHANGES[change]
+    make(root)
+    with pytest.raises(DataError, match=rf"a run on other inputs; .*{message}.*put them back"):
+        run(config, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_weights(copied, tmp_path):
+    config, _ = copied
+    config.model.update(backbone="mobilenet_v2_0.35", weights=str(tmp_path / "base.h5"))
+    save_backbone(tmp_path / "base.h5", seed=0)
+    with pytest.raises(TerminatedError):
+        run(config, tmp_path / "run", stop=stop_after(20))
+    save_backbone(tmp_path / "base.h5", seed=1)
+    with pytest.raises(WeightsError, match=r"a run on other inputs; .*weights: sha256 \w{64} -> \w{64}; put them back"):
+        run(config, tmp_path / "run")
+
+
+def test_files_changed_in_place_are_not_taken_for_those_of_stored_features(copied, tmp_path):
+    config, root = copied
+    before = run(config, tmp_path / "before")["phases"]["probe"]["history"]
+    for path in (root / "dark").iterdir():
+        exchange(path, root / "light" / path.name.replace("dark", "light"))
+    assert run(config, tmp_path / "after")["phases"]["probe"]["history"] != before
+
+
+def test_a_data_set_that_is_moved_or_copied_finds_its_stored_features(copied, tmp_path, monkeypatch):
+    config, root = copied
+    history = run(config, tmp_path / "first")["phases"]["probe"]["history"]
+    monkeypatch.setattr(features, "_extract", lambda *_: pytest.fail("computed again"))
+    for place, move in (("copy", shutil.copytree), ("moved", shutil.move)):
+        move(root, tmp_path / place)
+        config.data.source = f"folder:{tmp_path / place}"
+        assert run(config, tmp_path / f"run_{place}")["phases"]["probe"]["history"] == history
+
+
+def test_a_mistyped_path_corrected_goes_on_in_the_same_workdir(copied, tmp_path):
+    config, root = copied
+    config.data.source = f"folder:{root}_"
+    with pytest.raises(DataError, match="no folder at"):
+        run(config, tmp_path / "run")
+    config.data.source = f"folder:{root}"
+    assert run(config, tmp_path / "run")["num_examples"] == {"train": 36, "val": 12}
+
+
+def test_a_relative_path_means_the_same_from_another_folder(copied, tmp_path, monkeypatch):
+    config, root = copied
+    monkeypatch.chdir(tmp_path)
+    config.data.source = f"folder:{root.name}"
+    run(config, tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert evaluate.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 0
+
+
+def test_an_evaluation_of_what_the_run_saw_refuses_other_files_and_takes_them_as_a_source(copied, tmp_path, capsys):
+    config, root = copied
+    run(config, tmp_path / "run")
+    exchange(root / "dark/dark_000.jpg", root / "light/light_000.jpg")
+    line = ["evaluate", "--workdir", str(tmp_path / "run"), "--split", "train"]
+    assert evaluate.main(line) == 4
+    assert "is not what the run saw; 2 changed (dark/dark_000.jpg, light/light_000.jpg)" in capsys.readouterr().err
+    assert evaluate.main([*line, "--source", f"folder:{root}"]) == 0
+
+
+def test_files_are_read_once_and_again_where_what_is_kept_of_them_is_damaged(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(content, "_SETTLED", 0)
+    read = content._read_file
+    seen = []
+    monkeypatch.setattr(content, "_read_file", lambda path: (seen.append(path), read(path))[1])
+    paths = sorted(images.rglob("*.jpg"))
+    first = content.of_files(paths, "here")
+    assert content.of_files(paths, "here") == first and len(seen) == 48
+    (kept,) = (tmp_path / "contents").iterdir()
+    for damaged in (kept.read_bytes()[:-9], b"", bytes([kept.read_bytes()[0] ^ 1]) + kept.read_bytes()[1:]):
+        kept.write_bytes(damaged)
+        seen.clear()
+        assert content.of_files(paths, "here") == first and len(seen) == 48
+
+
+def test_a_sealed_file_gives_what_was_written_or_nothing(tmp_path):
+    path = tmp_path / "folder" / "file"
+    sealed.write(path, b"content")
+    assert sealed.read(path) == b"content"
+    whole = path.read_bytes()
+    for i in range(8 * len(whole)):
+        path.write_bytes(bytes(byte ^ (1 << i % 8) if j == i // 8 else byte for j, byte in enumerate(whole)))
+        assert sealed.read(path) is None
+    assert sealed.read(tmp_path / "nothing") is None
+
+
+LAYOUTS = {  # folders with a class folder each -> splits of the default config, or the error
+    "classes alone": (["a", "b"], ("train[:80%]", "train[80%:]")),
+    "train alone": (["train/a", "train/b"], ("train[:80%]", "train[80%:]")),
+    "train and val": (["train/a", "train/b", "val/a"], ("train", "val")),
+    "three": (["Training/a", "Training/b", "validation/a", "TEST/b"], ("train", "val", "test")),
+    "train and test": (["train/a", "train/b", "test/a"], ("train[:80%]", "train[80%:]", "test")),
+    "a class named train": (["train", "bus"], ("train[:80%]", "train[80%:]")),
+    "test and val alone": (["test/a", "val/a"], "names of splits, not classes"),
+    "splits without classes": (["train", "val"], "names of splits, not classes"),
+    "two of a role": (["train/a", "Training/a"], "are both a split 'train'"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_are_known_as_splits_or_as_classes(layout, tmp_path):
+    folders, expected = LAYOUTS[layout]
+    for folder in folders:
+        write_images((tmp_path / folder).parent, {(tmp_path / folder).name: 10})
+    config = config_lib.default()
+    config.data.source = f"folder:{tmp_path}"
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            sources.load(sources.resolved(config).data, 0)
+        return
+    config = sources.resolved(config)
+    assert config.data.splits == expected
+    data = sources.load(config.data, 0)
+    assert sum(split.num_examples for split in data.splits.values()) == 10 * len(folders)
+
+
+def test_a_folder_that_no_split_names_is_left_out_by_name(tmp_path):
+    for folder in ("train", "val", "extra"):
+        write_images(tmp_path / folder, {"a": 5, "b": 5})
+    data = folder_source.load(tmp_path, ("train[:50%]", "train[50%:]"))
+    assert data.left_out == {"folders beside the splits": ("extra/", "val/")}
+    with pytest.raises(DataError, match="no folder for the split test; its splits are train, val"):
+        folder_source.load(tmp_path, ("train", "test"))
