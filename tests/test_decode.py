@@ -329,6 +329,11 @@ def test_the_doctor_and_thumbnails_go_on_past_what_cannot_be_read(images, tmp_pa
     assert set(thumbnails._make(split, split.ids[:2])) == {split.ids[1]}
 
 
+def test_a_picture_leaves_what_its_file_says_beside_the_pixels():
+    encoded = encode(Image.fromarray(COLOURS).convert("P"), "GIF", comment=b"long" * 40_000)
+    assert decode(encoded).info == {} and encode(decode(encoded), "JPEG")
+
+
 def test_a_run_goes_on_past_damaged_files_and_counts_them(tiny, images, tmp_path):
     root = shutil.copytree(images, tmp_path / "copy")
     paths = sorted((root / "light").iterdir())

@@ -46,9 +46,8 @@ TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader makes objects for as 
 # what is wrong with an image is its reason; set once, since to suppress warnings for a block is not thread-safe
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-with contextlib.suppress(
-    OSError, AttributeError
-):  # libtiff, where the library of Pillow does not hide it, prints itself
+# libtiff prints by itself; where the library of Pillow hides it, it goes on to
+with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
@@ -97,8 +96,8 @@ def decode(encoded: bytes) -> Image.Image:
             refusal = _refusal(opened, encoded)
             if not refusal:
                 opened.load()
-                turn = _TURNS.get(_orientation(opened))
-                image = _to_rgb(opened)
+                turn, image = _turn(opened), _to_rgb(opened)
+                image.info = {}  # a comment of a GIF does not fit the JPEG file of a thumbnail
                 return image.transpose(turn) if turn is not None else image
     except Image.DecompressionBombError:
         refusal = f"more than {MAX_PIXELS:,} pixels"
@@ -146,9 +145,9 @@ def _tiff_refusal(opened):
     return ""
 
 
-def _orientation(image):
+def _turn(image):
     try:
-        return image.getexif().get(_ORIENTATION)
+        return _TURNS.get(image.getexif().get(_ORIENTATION))
     except Exception:  # of EXIF that is damaged, or XMP
         return None
 
