@@ -13,7 +13,7 @@ ORDER = (
     "checks.finding checks together heads train predict evaluate command ridge loop evaluation programs inputs "
     "features forward store finished steps mix optim report compare run_page page charts scores bootstrap thumbnails "
     "scalars workdir checkpoint parallel data.inspect data.pipeline data.sources data.folder_source data.tfds_source "
-    "data.split data.preprocess data.augment data console models.zoo freeze weights keras_layout download "
+    "data.split data.preprocess data.augment data console models.zoo freeze weights weights_file keras_layout download "
     "models.classifier models.densenet models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 "
     "models.mobilenet_v1 models.inception_v3 models.xception models.vgg models.pooling models.backbone models.layers "
     "models.winograd models.convolution metrics config rules errors "

@@ -1,4 +1,7 @@
-"""The errors a user can cause or meet, each with the exit code of its kind."""
+"""The errors a user can cause or meet, each with the exit code of its kind; those of libraries become them."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class TltrainError(Exception):
@@ -41,3 +44,18 @@ class TerminatedError(TltrainError):
     """The process was asked to stop (SIGTERM or SIGINT) and has saved its state."""
 
     exit_code = 143
+
+
+@contextlib.contextmanager
+def foreign_errors(kind: type[TltrainError], what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever is raised within into one line of `kind`, but for errors that are ours already.
+
+    Libraries do not say what they raise for bytes that are damaged, and change it: so it is any exception.
+    """
+    try:
+        yield
+    except TltrainError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{what}; {why}; {remedy}") from error
