@@ -14,10 +14,10 @@ ORDER = (
     "features forward store space finished steps mix optim report compare run_page page charts scores bootstrap "
     "thumbnails scalars workdir identity checkpoint parallel data.inspect data.pipeline data.sources "
     "data.folder_source data.tfds_source data.content data.split data.preprocess data.files data.augment data sealed "
-    "console models.zoo freeze weights keras_layout download models.classifier models.densenet models.resnet_v2 "
-    "models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 models.xception "
-    "models.vgg models.pooling models.backbone models.layers models.winograd models.convolution metrics config rules "
-    "errors "
+    "console models.zoo freeze weights weights_file keras_layout download models.classifier models.densenet "
+    "models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 "
+    "models.xception models.vgg models.pooling models.backbone models.layers models.winograd models.convolution "
+    "metrics config rules errors "
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
 HOMES |= {"absl": ("command", "sweep", "find_lr", "doctor"), "keras": "export_keras"}

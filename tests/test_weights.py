@@ -40,7 +40,9 @@ def save_backbone(path, seed):
 def reference():
     model = keras.applications.MobileNetV2(weights=None, include_top=False, alpha=0.35, input_shape=(96, 96, 3))
     rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in model.get_weights()])
+    for variable in model.weights:
+        drawn = rng.normal(size=variable.shape)
+        variable.assign(np.abs(drawn) if variable.name == "moving_variance" else drawn)
     return model
 
 
@@ -83,6 +85,9 @@ SAVERS = {
     "keras3_weights": ("base.weights.h5", lambda model, path: model.save_weights(path)),
     "keras3_weights_without_names": ("base.weights.h5", save_without_names),
     "keras3_nested_weights": ("nested.weights.h5", lambda model, path: nested(model).save_weights(path)),
+    "keras_file": ("base.keras", lambda model, path: model.save(path)),
+    "keras_file_nested": ("nested.keras", lambda model, path: nested(model).save(path)),
+    "keras_file_flat": ("flat.keras", lambda model, path: keras.Model(model.input, head(model.output)).save(path)),
 }
 
 

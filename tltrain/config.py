@@ -36,7 +36,8 @@ def default() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.backbone = "mobilenet_v2"  # a name in tltrain.models.zoo
-    model.weights = "imagenet"  # "imagenet" | path of a Keras .h5 | "random"
+    model.weights = "imagenet"  # "imagenet" | path of a Keras .h5 or .keras | "random"
+    model.sha256 = ""  # of the weight file, 64 hex digits: another file is refused; "": any file
     model.head = "auto"  # "sigmoid": one unit, two classes | "softmax" | "auto": sigmoid where there are two
     model.dropout = 0.0  # share of pooled features zeroed in training
     model.batch_norm_momentum = config_dict.placeholder(float)  # share of the old statistics; None: the backbone's own
@@ -190,6 +191,8 @@ def _conflicts(config) -> list[str]:
             for key, off in _OF_STAGES.items()
             if phase.freeze_until == "all" and phase[key] != off
         ]
+    if config.model.sha256 and config.model.weights == "random":
+        problems.append("model.sha256 with model.weights = 'random', allowed: '', since no file is read")
     if config.data.source.startswith("folder:") and config.data.data_dir:
         problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")
     return problems
@@ -215,7 +218,8 @@ def from_dict(stored: dict) -> ConfigDict:
 
 
 def differences(config: ConfigDict, stored: dict) -> list[str]:
-    """`key: stored -> given` for each key in which `stored`, as read from JSON, differs."""
-    given, before = flatten(json.loads(to_json(config))), flatten(stored)
+    """`key: stored -> given` for each key in which `stored`, as read from JSON, differs; see `from_dict`."""
+    given, before = (flatten(json.loads(to_json(c))) for c in (config, default()))
+    before |= flatten(stored)
     keys = sorted(given.keys() | before.keys())
     return [f"{key}: {before.get(key)!r} -> {given.get(key)!r}" for key in keys if given.get(key) != before.get(key)]

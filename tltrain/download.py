@@ -7,21 +7,26 @@ from pathlib import Path
 
 from rich.progress import wrap_file
 
-from tltrain.errors import WeightsError, WorkdirError
+from tltrain.errors import WeightsError, WorkdirError, foreign_errors
 from tltrain.models.backbone import Backbone, WeightFile
 
 MAX_BYTES = 2**30  # of a file whose size is not published
 
 
+def num_bytes(path: Path) -> int:
+    """The size of a weight file; raises WeightsError where there is none."""
+    with foreign_errors(WeightsError, f"cannot read {path}", "check the path and its permissions"):
+        if path.is_file():
+            return path.stat().st_size
+    raise WeightsError(f"no weight file at {path}; set model.weights to a Keras .h5 or .keras, or to 'imagenet'")
+
+
 def digest(path: Path, algorithm: str) -> str:
     """Hex digest of a file by `algorithm`, "sha256" or "md5"; raises WeightsError where it cannot be read."""
-    try:
-        if not path.is_file():
-            raise WeightsError(f"no weight file at {path}; set model.weights to a Keras .h5, or to 'imagenet'")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}; {error.strerror}; check the path and its permissions") from error
+    num_bytes(path)
+    remedy = "check the path and its permissions"
+    with foreign_errors(WeightsError, f"cannot read {path}", remedy), path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def cache_dir() -> Path:
@@ -67,12 +72,9 @@ def download(file: WeightFile, directory: Path) -> Path:
     """
     path = directory / file.url.rpartition("/")[2]
     if not path.exists():
-        try:
+        remedy = f"fetch {file.url} by hand and put it at {path}"
+        with foreign_errors(WeightsError, "cannot download the pretrained weights", remedy):
             _fetch(file, path)
-        except OSError as error:
-            raise WeightsError(
-                f"cannot download the pretrained weights; {error}; fetch {file.url} by hand and put it at {path}"
-            ) from error
     if (found := _described(file, path)) != (expected := _expected(file)):
         raise WeightsError(
             f"{path} is not the published file; it has {found}, expected {expected}; remove it and start again"

@@ -1,4 +1,7 @@
-"""The errors a user can cause or meet, each with the exit code of its kind."""
+"""The errors a user can cause or meet, each with the exit code of its kind; those of libraries become them."""
+
+import contextlib
+from collections.abc import Iterator
 
 _LONGEST_REASON = 120  # characters
 
@@ -57,3 +60,17 @@ def reason_of(error: BaseException) -> str:
     text = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * _LONGEST_REASON]).split())
     text = text or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 4]} ..."
+
+
+@contextlib.contextmanager
+def foreign_errors(kind: type[TltrainError], what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever is raised within into one line of `kind`, but for errors that are ours already.
+
+    Libraries do not say what they raise for bytes that are damaged, and change it: so it is any exception.
+    """
+    try:
+        yield
+    except TltrainError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}; {reason_of(error)}; {remedy}") from error

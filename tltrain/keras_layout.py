@@ -39,6 +39,8 @@ _CLASSES: dict[str, tuple[str, tuple[tuple, ...]]] = {
         ((("mean",), ("batch_stats", "mean")), (("variance",), ("batch_stats", "var"))),
     ),
 }
+# what NumPy calls the dtype of a dataset, and Keras that of a variable
+_DTYPES = {"float32": "float32", "float16": "float16", "float64": "float64", "void16": "bfloat16"}
 _UNUSED = {"Normalization": ("count", "2")}  # arrays of a layer that no leaf needs
 
 
@@ -70,6 +72,10 @@ class FileLayer:
     def numbered(self) -> bool:
         """Whether it has no name of its own."""
         return self.kind is not None and (self.name is None or _kind(self.name) == self.kind)
+
+    def named(self, leaf: "Leaf") -> list[str]:
+        """Its arrays that are called as `leaf` is, whatever suffix follows: `kernel`, `kernel:0`."""
+        return [name for name in self.arrays if name.partition(":")[0] in leaf.keys]
 
 
 class Match(NamedTuple):
@@ -106,7 +112,7 @@ def named_layers(found: Mapping[str, Any]) -> list[FileLayer]:
         group, _, weight = f"/{name}".rpartition("/")
         layer = group.rpartition("/")[2]
         file_layer = layers.setdefault(group, FileLayer(group.strip("/"), layer, _kind(layer)))
-        file_layer.arrays[weight.split(":")[0]] = dataset
+        file_layer.arrays[weight] = dataset
     return list(layers.values())
 
 
@@ -132,14 +138,15 @@ def match(layers: list[KerasLayer], wanted: list[Leaf], file_layers: list[FileLa
     used = set()
     for leaf in wanted:
         places_of_layer = places.get(leaf.layer.path, [])
-        found = [(place, key) for place in places_of_layer for key in leaf.keys if key in place.arrays]
+        found = [(place, key) for place in places_of_layer for key in place.named(leaf)]
         used |= {(place.group, key) for place, key in found}
         if len(found) == 1:
             place, key = found[0]
             chosen[leaf] = place.arrays[key]
-            faults += _check(chosen[leaf], leaf)
+            faults += misfits(chosen[leaf], leaf)
         elif found:
-            faults.append(f"ambiguous {leaf.label} ({', '.join(place.group for place, _ in found)})")
+            names = ", ".join(place.arrays[key].name.lstrip("/") for place, key in found)
+            faults.append(f"ambiguous {leaf.label} ({names})")
         elif not any(fault.startswith("ambiguous") for fault in faults) or leaf.layer.name:
             faults.append(f"missing {leaf.label}")
     taken = {place.group for places_of_layer in places.values() for place in places_of_layer}
@@ -149,7 +156,7 @@ def match(layers: list[KerasLayer], wanted: list[Leaf], file_layers: list[FileLa
             faults += [
                 f"unexpected {place.arrays[key].name.lstrip('/')}"
                 for key in free
-                if key not in _UNUSED.get(layer.class_name, ())
+                if key.partition(":")[0] not in _UNUSED.get(layer.class_name, ())
             ]
     return Match(faults, chosen, [layer.group for layer in file_layers if layer.group not in taken])
 
@@ -182,16 +189,16 @@ def _place(layers, wanted, file_layers):
 
 def _ways(layers, wanted, candidates):
     """The indices from which on all `layers` fit the `candidates` in order."""
-    shapes = [{leaf.keys: leaf.keras_shape for leaf in wanted if leaf.layer == layer} for layer in layers]
+    leaves_of = [[leaf for leaf in wanted if leaf.layer == layer] for layer in layers]
 
-    def fits(layer, candidate):
+    def fits(leaves_of_layer, candidate):
         return all(
-            any(key in candidate.arrays and candidate.arrays[key].shape == shape for key in keys)
-            for keys, shape in layer.items()
+            any(candidate.arrays[name].shape == leaf.keras_shape for name in candidate.named(leaf))
+            for leaf in leaves_of_layer
         )
 
     starts = range(len(candidates) - len(layers) + 1)
-    return [i for i in starts if all(map(fits, shapes, candidates[i:]))]
+    return [i for i in starts if all(map(fits, leaves_of, candidates[i:]))]
 
 
 def _kind(name):
@@ -205,11 +212,10 @@ def _number(group):
     return int(number[1]) if number else 0
 
 
-def _check(dataset, leaf):
+def misfits(dataset: Any, leaf: Leaf) -> list[str]:
+    """In what the shape or the dtype of a dataset is not one that `leaf` can be read from."""
     if dataset.shape != leaf.keras_shape:
         return [f"misshapen {leaf.label}: {dataset.shape}, expected {leaf.keras_shape}"]
-    if dataset.dtype not in ("float32", "float16"):
-        return [f"misshapen {leaf.label}: dtype {dataset.dtype}, expected float32 or float16"]
-    if dataset.compression not in (None, "gzip"):
-        return [f"unexpected {leaf.label}: compression {dataset.compression}"]
+    if dataset.dtype.name not in _DTYPES:
+        return [f"misshapen {leaf.label}: dtype {dataset.dtype}, expected {' or '.join(_DTYPES.values())}"]
     return []

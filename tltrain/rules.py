@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ def _number(low, high, integer=False):
 _COUNT = _number(1, math.inf, integer=True)
 _BOOL = (lambda v: isinstance(v, bool), "True or False")
 _TEXT = (lambda v: isinstance(v, str), "a string")
+_SHA256 = (
+    lambda v: isinstance(v, str) and bool(re.fullmatch("([0-9a-fA-F]{64})?", v)),
+    "'' or the 64 hex digits that sha256sum prints",
+)
 _SPLITS = (
     lambda v: isinstance(v, tuple) and len(v) in (2, 3) and all(isinstance(s, str) for s in v),
     "a tuple of two or three split expressions, (train, val) or (train, val, test)",
@@ -76,7 +81,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.augment.color": _number(0, 1),
     "data.augment.randaugment": _RANDAUGMENT,
     "model.backbone": _TEXT,
-    "model.weights": (lambda v: isinstance(v, str) and bool(v), "'imagenet', 'random' or the path of a Keras .h5"),
+    "model.weights": (
+        lambda v: isinstance(v, str) and bool(v),
+        "'imagenet', 'random' or the path of a Keras .h5 or .keras",
+    ),
+    "model.sha256": _SHA256,
     "model.head": _one_of("auto", "sigmoid", "softmax"),
     "model.dropout": _number(0, 0.99),
     "model.batch_norm_momentum": (lambda v: v is None or _number(0, 1)[0](v), "None or a number from 0 to 1"),

@@ -93,12 +93,13 @@ def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict
         return zoo.init(model, config.seed, None), {"source": source}
     path = download.imagenet(model.backbone) if source == "imagenet" else Path(source).expanduser()
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
-    loaded = weights.load(path, model.backbone.keras_layers(), shapes)
+    loaded = weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256)
     published = model.backbone.weight_file if source == "imagenet" else None
-    verified = f" ({published.checksum[0]} verified)" if published else ""
+    algorithm = "sha256" if config.model.sha256 else published and published.checksum[0]
+    verified = f"{algorithm} verified" if algorithm else f"not verified: sha256 {loaded.sha256[:12]}..."
     unused = f"; not used: {', '.join(loaded.ignored)}" if loaded.ignored else ""
     console.say(
-        f"Weights: {path.name}{verified} fills all {loaded.num_arrays} arrays of {config.model.backbone}; "
+        f"Weights: {path.name} ({verified}) fills all {loaded.num_arrays} arrays of {config.model.backbone}; "
         f"new: head{unused}"
     )
     return zoo.init(model, config.seed, loaded.variables), {"source": str(path), "sha256": loaded.sha256}

@@ -1,26 +1,24 @@
-"""Keras weight files -> backbone variables, by h5py alone; which array of Keras is which of ours, both ways.
+"""Keras weight files -> backbone variables; all faults of a file are named at once, and none of it is loaded then.
 
-A foreign file is never trusted: what is read is decided by the backbone's own table of names and shapes, and link
-classes, dtypes and shapes are checked before a byte of an array is read (an HDF5 file can point at other files and
-declare terabytes).
+What is read is decided by the backbone's own table of names and shapes, never by the file. What a file cannot be
+trusted in by its form is refused by `weights_file`, what no trained network has by its values, here.
 """
 
+import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from tltrain import keras_layout
-from tltrain.download import digest
-from tltrain.errors import WeightsError
+from tltrain import download, keras_layout, weights_file
+from tltrain.errors import WeightsError, foreign_errors
 from tltrain.keras_layout import Leaf, Match
 from tltrain.models.backbone import KerasLayer
 
-MAX_GROUPS = 20_000
-MAX_DEPTH = 8
+HEAD_BYTES = 2**29  # of what a file may hold beside the backbone; the largest head of keras.applications has 494 MB
+MAX_WEIGHT = 1e6  # of a deviation too, whose square is stored
 
 
 @dataclass(frozen=True)
@@ -33,46 +31,72 @@ class Loaded:
     ignored: tuple[str, ...]
 
 
-def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict) -> Loaded:
+def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict, sha256: str = "") -> Loaded:
     """Fills every leaf of a backbone exactly once from a Keras file.
 
     Args:
         path: the official weight layout, a whole Keras 2 or 3 `.h5` model that contains the backbone (nested or flat),
-            or a Keras 3 `.weights.h5`.
+            a Keras 3 `.weights.h5`, or a `.keras` file.
         layers: the backbone's layers, in the order of `model.layers` in Keras.
         shapes: its variables as a tree of things with a `shape`: `{"params": {stage: {layer: {leaf: ...}}}, ...}`.
+        sha256: what the file has to have, in hex; "" for any.
 
     Raises:
-        WeightsError: the file is not readable HDF5, or leaves are missing, misshapen, unexpected or ambiguous: all
-            of them are named at once, and nothing is loaded.
+        WeightsError: the file is another one, is damaged or is not of Keras; or leaves are missing, misshapen,
+            unexpected or ambiguous, all of them named at once; or they hold what no trained network does.
     """
     path = Path(path)
-    sha256 = digest(path, "sha256")
     leaves = keras_layout.leaves(layers, shapes)
-    try:
-        with h5py.File(path, "r") as file:
-            match = _match(file, layers, leaves, path)
-            if match.faults:
-                raise WeightsError(
-                    f"{path} does not fit the backbone ({len(leaves)} arrays); {_some(match.faults)}; "
-                    "check model.backbone against the model the file was saved from"
-                )
-            arrays = {leaf.path: _read(dataset, leaf) for leaf, dataset in match.chosen.items()}
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"cannot read {path} as a Keras HDF5 file; {error}; fetch or save the file again") from error
-    broken = ["/".join(leaf) for leaf, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise WeightsError(f"{path} holds NaN or infinite weights; in {_some(broken)}; fetch the file again")
-    return Loaded(nest(arrays), sha256, len(arrays), tuple(match.ignored))
+    max_bytes = 4 * _num_bytes(leaves) + HEAD_BYTES  # Adam keeps two arrays beside each
+    if (num_bytes := download.num_bytes(path)) > max_bytes:
+        raise WeightsError(
+            f"{path} has {num_bytes} bytes, at most {max_bytes} are read for this backbone; "
+            "save the backbone alone, without a head and an optimizer"
+        )
+    found = download.digest(path, "sha256")
+    if sha256 and found != sha256.lower():
+        raise WeightsError(
+            f"{path} is not the file that is pinned; its sha256 is {found}, model.sha256 is {sha256}; "
+            "fetch the file again, or pin the one you trust"
+        )
+    with (
+        foreign_errors(WeightsError, f"cannot read {path} as a Keras weight file", "fetch or save the file again"),
+        weights_file.opened(path, max_bytes) as file,
+    ):
+        match = _match(file, layers, leaves, path, max_bytes)
+        if match.faults:
+            raise WeightsError(
+                f"{path} does not fit the backbone ({len(leaves)} arrays); {_some(match.faults)}; "
+                "check model.backbone against the model the file was saved from"
+            )
+        arrays = {leaf: _read(dataset, leaf) for leaf, dataset in match.chosen.items()}
+    if faults := [fault for leaf, array in arrays.items() if (fault := _value_fault(leaf, array))]:
+        raise WeightsError(f"{path} holds what no trained network does; {_some(faults)}; fetch the file again")
+    variables = nest({leaf.path: array for leaf, array in arrays.items()})
+    return Loaded(variables, found, len(arrays), tuple(match.ignored))
 
 
-def _match(file, layers, leaves, path) -> Match:
-    found = dict(_safe_datasets(file))
+def _num_bytes(leaves):
+    return sum(4 * math.prod(leaf.keras_shape) for leaf in leaves)
+
+
+def _match(file, layers, leaves, path, max_bytes) -> Match:
+    found, faults = weights_file.datasets(file, max_bytes)
+    match = _match_by_name(file, layers, leaves, path, found)
+    for leaf, dataset in match.chosen.items():
+        if not keras_layout.misfits(dataset, leaf):
+            faults += weights_file.storage_faults(dataset, leaf.label)
+    return match._replace(faults=match.faults + faults)
+
+
+def _match_by_name(file, layers, leaves, path, found) -> Match:
     if not any("/vars/" in f"/{name}" for name in found):
         in_order = found if all(layer.name for layer in layers) else _by_graph(file, found)
         match = keras_layout.match(layers, leaves, keras_layout.named_layers(in_order))
         return match._replace(ignored=sorted({group.rpartition("/")[2] for group in match.ignored}))
-    matches = [keras_layout.match(layers, leaves, model) for model in keras_layout.stored_layers(found)]
+    models = list(keras_layout.stored_layers(found))
+    whole = [model for model in models if sum(len(layer.arrays) for layer in model) >= len(leaves)]
+    matches = [keras_layout.match(layers, leaves, model) for model in whole or [max(models, key=len)]]
     fits = [match for match in matches if not match.faults]
     if len(fits) > 1:
         raise WeightsError(f"{path} holds {len(fits)} models that fit the backbone; save the one you mean alone")
@@ -85,51 +109,37 @@ def _match(file, layers, leaves, path) -> Match:
 
 def _by_graph(file: h5py.File, found: dict[str, h5py.Dataset]) -> dict[str, h5py.Dataset]:
     """`found` in the order of `model.layers`, as attributes of the file say it."""
-    root = "model_weights/" if "model_weights" in file else ""
     groups = {name[:i] for name in found for i, letter in enumerate(name) if letter == "/"}  # proven to be no links
+    root = "model_weights/" if "model_weights" in groups else ""
     order = []
-    for layer in _strings(file[root or "/"], "layer_names"):
+    for layer in weights_file.names_in(file[root or "/"], "layer_names"):
         if f"{root}{layer}" in groups:
-            weights = _strings(file[f"{root}{layer}"], "weight_names")
-            order += [f"{root}{layer}/{weight}" for weight in weights]
+            names = weights_file.names_in(file[f"{root}{layer}"], "weight_names")
+            order += [f"{root}{layer}/{name}" for name in names]
     return {name: found[name] for name in order if name in found}
 
 
-def _strings(group, name) -> list[str]:
-    """An attribute that is a list of strings, which Keras divides into parts where it is long."""
-    parts = [name] if name in group.attrs else [f"{name}{i}" for i in range(len(group.attrs))]
-    values = [np.atleast_1d(group.attrs[part]) for part in parts if part in group.attrs]
-    if not values:
-        raise ValueError(f"it has no attribute {name!r}, by which layers without a name of their own are told apart")
-    return [value.decode() if isinstance(value, bytes) else str(value) for part in values for value in part]
-
-
-def _safe_datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every dataset below `file` that stores its own bytes, by name, through hard links only."""
-    stack, visited = [("", file, 0)], 0
-    while stack:
-        prefix, group, depth = stack.pop()
-        visited += 1
-        if depth > MAX_DEPTH or visited > MAX_GROUPS:
-            raise ValueError(f"more than {MAX_DEPTH} levels or {MAX_GROUPS} groups")
-        for key in group:
-            name = f"{prefix}/{key}" if prefix else key
-            if name in ("optimizer_weights", "optimizer"):
-                continue
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name!r} is a link to another place, which is not followed")
-            item = group[key]
-            if isinstance(item, h5py.Group):
-                stack.append((name, item, depth + 1))
-            elif isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual:
-                    raise ValueError(f"{name!r} keeps its data in another file, which is not followed")
-                yield name, item
-
-
 def _read(dataset: h5py.Dataset, leaf: Leaf) -> np.ndarray:
-    array = np.asarray(dataset[()], np.float32)
+    array = dataset[()]
+    if array.dtype == "V2":  # bfloat16 in Keras: the upper half of a float32
+        array = (array.view("<u2").astype("<u4") << 16).view("<f4")
+    with np.errstate(all="ignore"):  # what overflows is infinite then, and refused
+        array = np.asarray(array, np.float32)
     return array.transpose(np.argsort(leaf.transpose)) if leaf.transpose else array
+
+
+def _value_fault(leaf: Leaf, array: np.ndarray) -> str | None:
+    is_variance = leaf.path[-1] == "var"
+    limit = MAX_WEIGHT**2 if is_variance else MAX_WEIGHT
+    if not np.isfinite(array).all():
+        return f"NaN or infinite {leaf.label}"
+    if is_variance and array.min() < 0:
+        return f"negative {leaf.label}"
+    if leaf.path[-1].endswith("kernel") and not array.any():
+        return f"all-zero {leaf.label}"
+    if max(array.max(), -array.min()) >= limit:
+        return f"{leaf.label} of {limit:g} or more"
+    return None
 
 
 def _some(names, limit=40):

@@ -139,7 +139,7 @@ class Case:
         if self.weight_path is None:
             return None
         shapes = {name: tree["backbone"] for name, tree in zoo.shapes(zoo.create(self.config, 2)).items()}
-        return weights.load(self.weight_path, self.backbone.keras_layers(), shapes)
+        return weights.load(self.weight_path, self.backbone.keras_layers(), shapes, self.config.model.sha256)
 
     @functools.cached_property
     def variables(self) -> dict:
