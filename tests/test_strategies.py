@@ -245,7 +245,7 @@ def test_patience_counts_by_the_score_that_ranks_checkpoints(case, best):
 def test_finetune_starts_from_the_best_head_of_the_probe_and_the_pretrained_backbone(tiny, tmp_path):
     """LP-FT (Kumar et al. 2022, arXiv 2202.10054), seen where fine-tuning moves nothing."""
     tiny.probe.update(epochs=3, learning_rate=1e-9)
-    tiny.finetune.learning_rate = 0.0
+    tiny.finetune.update(learning_rate=1e-30, optimizer="sgd")
     result = run(tiny, tmp_path / "run")
     assert result["phases"]["probe"]["best"]["epoch"] == 1
     best, last = (leaves_of(tmp_path / "run", "probe", which) for which in ("best", "latest"))
