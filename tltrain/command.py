@@ -111,7 +111,7 @@ def _read(parser: Parser, given: list[str]) -> argparse.Namespace:
     arguments, left = parser.parse_known_args(given)
     if "config_file" in arguments:
         overrides = _overrides(parser, left)
-        arguments.config = _overridden(load(arguments.config_file), overrides)
+        arguments.config = _overridden(_load(arguments.config_file), overrides)
         arguments.workdir = arguments.workdir or Path("runs") / Path(arguments.config_file).stem
     elif left:
         raise parser.not_understood(left[0])
@@ -137,20 +137,17 @@ def _overrides(parser, given):
     return found
 
 
-def load(given: str) -> ConfigDict:
-    """What `get_config()` of the file `given` returns; with `FILE:TEXT`, `get_config(TEXT)`.
-
-    Raises:
-        ConfigError: there is no such file, it cannot be run, or it returns something else.
-    """
+def _load(given):
+    """What `get_config()` of the file `given` returns; with `FILE:TEXT`, `get_config(TEXT)`."""
+    wanted = "a changed tltrain.config.default()"
     file, *text = given.split(":", 1)
     made: object = None
     try:
         if not Path(file).is_file():
-            kind = "a folder" if Path(file).is_dir() else "no file"
+            kind = "a folder" if file and Path(file).is_dir() else "no file"
             raise ConfigError(f"{kind} at {file!r}; given by --config; give the file of a config")
         if (get_config := runpy.run_path(file).get("get_config")) is None:
-            raise ConfigError(f"no get_config; in {file}; let it return a changed tltrain.config.default()")
+            raise ConfigError(f"there is no get_config(); in {file}; define it to return {wanted}")
         made = get_config(*text)
     except ConfigError:
         raise
@@ -159,8 +156,7 @@ def load(given: str) -> ConfigDict:
         place = f", line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
         raise ConfigError(f"{type(error).__name__}: {_short(error)}; in {file}{place}; correct it") from error
     if not isinstance(made, ConfigDict):
-        kind = type(made).__name__
-        raise ConfigError(f"get_config() returns a {kind}; in {file}; return a changed tltrain.config.default()")
+        raise ConfigError(f"get_config() returns a {type(made).__name__}; in {file}; return {wanted}")
     return made
 
 

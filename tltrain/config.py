@@ -17,7 +17,7 @@ class Keys(ConfigDict):
         of_floats = key in self and self.get_type(key) is float
         if of_floats and isinstance(value, int) and (isinstance(value, bool) or abs(value) > LARGEST):
             raise TypeError(f"{key} = {shown(value)}, allowed: a number")
-        super().__setitem__(key, value)
+        super().__setitem__(key, Keys(value) if type(value) is ConfigDict else value)
 
 
 def default() -> ConfigDict:
@@ -112,7 +112,7 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if is_dict(value) and name not in RULES:
+        if is_dict(value) and value and name not in RULES:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
