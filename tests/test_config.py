@@ -32,7 +32,8 @@ WRONG = {
     "loss.class_weights": "balanced",
     "probe.learning_rate": float("nan"),
     "probe.optimizer": "lamb",
-    "finetune.epochs": -1,
+    "finetune.epochs": 2**63,
+    "checkpoint.every_steps": True,
     "features.enabled": "yes",
     "checkpoint.keep": 0,
 }
@@ -74,6 +75,8 @@ CONFLICTS = {
     "mixed and stored views": ({"features.augment_views": 2, "probe.mixup": 1.0}, "images are mixed"),
     "leaves of no stage": ({"probe.train_only": "bias"}, "where no stage trains"),
     "rates of no stage": ({"probe.layer_decay": 0.7}, r"probe.layer_decay = 0.7, allowed: 1.0 with freeze_until"),
+    "nothing learned": ({"probe.learning_rate": 0.0}, "probe.learning_rate = 0.0, allowed: above 0"),
+    "views of nothing": ({"features.augment_views": 2, "features.enabled": "off"}, "where nothing is stored"),
     "folder and data_dir": ({"data.source": "folder:x", "data.data_dir": "y"}, "with a folder"),
 }
 

@@ -206,7 +206,7 @@ def test_stored_views_train_as_the_augmented_images_of_their_epochs(tiny, tmp_pa
     tiny.finetune.update(augment=True, epochs=3)
     tiny.features.augment_views = 3
     stored = run(tiny, tmp_path / "stored")
-    tiny.features.enabled = "off"
+    tiny.features.update(enabled="off", augment_views=0)
     assert losses(stored) == pytest.approx(losses(run(tiny, tmp_path / "images")), rel=1e-4)
     tiny.features.update(enabled="on", augment_views=1)
     one = losses(run(tiny, tmp_path / "one"))

@@ -14,6 +14,9 @@ import pytest
 from conftest import QUICKLY_COMPILED, graded
 from test_train import assert_same_run
 
+from tltrain import __main__, doctor, find_lr, main, sweep
+from tltrain.verbs import VERBS
+
 ROOT = Path(__file__).parents[1]
 CONFIG = """
 from conftest import TINY
@@ -53,6 +56,14 @@ def command(config, *arguments, verb="main"):
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+def call(capsys, *arguments, verb=main):
+    """Exit code and last line of standard error of a verb in this process."""
+    code = verb.main([verb.__name__, *map(str, arguments)])
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return code, (error.strip().splitlines() or [""])[-1]
 
 
 def run(config, *arguments, verb="main", cwd=None, environment=ENVIRONMENT):
@@ -116,33 +127,111 @@ WRONG = {
     "no such weights": (["--config.model.weights=no.h5"], 5, "no weight file at no.h5"),
     "no such folder": (["--config.data.source=folder:/nowhere"], 4, "no folder at /nowhere"),
     "workdir is a file": (["--workdir=/dev/null"], 6, "cannot write the workdir"),
+    "no dashes": (
+        ["config.seed=3"],
+        2,
+        "did you mean --config.seed=3?",
+    ),
+    "a word": (["seed"], 2, "'seed' is not understood"),
+    "after dashes": (["--", "--config.seed=3"], 2, "'--' is not understood"),
+    "flagfile": (["--flagfile=/dev/null"], 2, "'--flagfile=/dev/null' is not understood"),
+    "eats the next": (["--config.data.data_dir", "--config.seed=1"], 2, "--config.data.data_dir has no value"),
+    "huge": (["--config.probe.epochs=1" + "0" * 400], 2, "probe.epochs = 1000"),
+    "dict for a leaf": (["--config.probe.epochs={'a': 1}"], 2, "probe.epochs"),
+    "empty workdir": (["--workdir="], 2, "an empty path"),
+    "no such config": (["--config=/nope.py"], 2, "no file at '/nope.py'"),
+    "config is a folder": (["--config=/"], 2, "a folder at '/'"),
+    "large batch": (["--config.batch_size=289"], 2, "batch_size = 289, allowed: at most 288 with 36 training examples"),
+    "no class counts": (["--config.loss.class_weights={'dark': 0, 'light': 0}"], 2, "0 for every class"),
     "diverges": (["--config.probe.learning_rate=1e30", "--config.probe.optimizer=sgd"], 3, "lower the learning rate"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_bad_input_gets_one_line_and_an_exit_code_of_its_own(case, images, tmp_path):
+def test_bad_input_gets_one_line_and_an_exit_code_of_its_own(case, images, tmp_path, tiny, capsys):
     arguments, code, message = WRONG[case]
-    done = run(write_config(tmp_path, images), "--workdir", str(tmp_path / "run"), *arguments)
-    line = done.stderr.strip().splitlines()[-1]
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-    assert line.startswith("tltrain: ") and message in line
+    config = write_config(tmp_path, images)
+    found, line = call(capsys, "--config", config, "--workdir", tmp_path / "run", *arguments)
+    assert (found, line[:9]) == (code, "tltrain: "), line
+    assert message in line
+
+
+@pytest.mark.parametrize("verb", [sweep, find_lr, doctor])
+@pytest.mark.parametrize("argument", ["config.seed=3", "x", "--", "--flagfile=x", "--steps", "--limit=-1", "--seeds=0"])
+def test_no_verb_over_a_config_passes_over_an_argument(verb, argument, images, tmp_path, capsys):
+    code, line = call(capsys, "--config", write_config(tmp_path, images), argument, verb=verb)
+    assert code == 2 and argument.partition("=")[0] in line
+    assert line.startswith("tltrain: ")
+
+
+def test_the_same_call_again_reads_its_arguments_anew(images, tmp_path, tiny, capsys):
+    short = ["--config.probe.epochs=1", "--config.finetune.epochs=0", "--noconfig.log.tensorboard"]
+    config = ["--config", write_config(tmp_path, images)]
+    assert call(capsys, *config, *short, "--workdir", tmp_path / "a", "--config.seed", "1")[0] == 0
+    assert call(capsys, *config, *short, "--workdir", tmp_path / "b", "--config.data.image_size=(40,32)")[0] == 0
+    assert call(capsys, *config, *short, "--workdir", tmp_path / "a", "--config.seed=1")[0] == 0
+    kept = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
+    assert [(c["seed"], c["data"]["image_size"], c["log"]["tensorboard"]) for c in kept] == [
+        (1, [32, 32], False),
+        (0, [40, 32], False),
+    ]
+    other = write_config(tmp_path, images, "config.probe.epochs = -2")
+    assert "probe.epochs = -2" in call(capsys, "--config", other)[1]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_short_and_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["tltrain", verb, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and "--debug" in shown
+    assert f"tltrain {verb} {VERBS[verb].example}" in shown and len(shown.splitlines()) < 50
+
+
+def test_without_a_verb_all_are_listed_and_an_unknown_one_names_the_nearest(capsys):
+    assert __main__.main(["tltrain"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name:10}{about.what}\n" in shown for name, about in VERBS.items())
+    assert __main__.main(["tltrain", "evalute"]) == 2
+    assert "no verb 'evalute'; on the command line; did you mean 'evaluate'?" in capsys.readouterr().err
+    line = [sys.executable, "-m", "tltrain", "main", "config.seed=3", "--config", "x"]
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "'config.seed=3'" in done.stderr
 
 
 BROKEN_FILES = {
     "misspelt key": ("config.probe.learning_rat = 1.0", "did you mean 'probe.learning_rate'"),
     "wrong type": ("config.seed = 'x'", "seed"),
     "syntax": ("config.seed =", "invalid syntax"),
+    "dict for a leaf": ("config.probe.epochs = {'a': 1}", "line 23: config.probe.epochs = {'a': 1}"),
+    "leaf for a group": ("config.probe = 3", "'probe'"),
+    "nothing for a group": ("config.probe = None", "probe = None"),
+    "empty group": ("config.prob = {}", "no key 'prob'"),
+    "huge": ("config.probe.epochs = 10**400", "probe.epochs = 1000"),
+    "beyond what is printed": ("config.probe.epochs = 10**5000", "probe.epochs = a huge integer"),
+    "huge float": ("config.probe.learning_rate = 10**400", "learning_rate = 1000"),
+    "bool for a float": ("config.probe.learning_rate = True", "learning_rate = True"),
+    "bool for an integer": ("config.probe.epochs = True", "probe.epochs = True"),
+    "number for a bool": ("config.log.tensorboard = 1", "tensorboard"),
+    "list": ("return [config]", "get_config() returns a list"),
+    "exit": ("raise SystemExit(0)", "SystemExit: 0"),
     "exception": ("raise ValueError('no luck')", "no luck"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN_FILES)
-def test_a_broken_config_file_gets_one_line(case, images, tmp_path):
+def test_a_broken_config_file_gets_one_line(case, images, tmp_path, tiny, capsys):
     extra, message = BROKEN_FILES[case]
-    done = run(write_config(tmp_path, images, extra), "--workdir", str(tmp_path / "run"))
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert message in done.stderr
+    code, line = call(capsys, "--config", write_config(tmp_path, images, extra), "--workdir", tmp_path / "run")
+    assert code == 2 and message in line
+    assert line.startswith("tltrain: ")
+
+
+def test_a_config_file_without_get_config_is_told_what_it_must_return(tmp_path, capsys):
+    path = tmp_path / "empty.py"
+    path.write_text("config = 3")
+    code, line = call(capsys, "--config", path)
+    assert code == 2 and "there is no get_config()" in line and "tltrain.config.default()" in line
 
 
 def test_debug_shows_the_traceback(images, tmp_path):

@@ -245,17 +245,17 @@ def test_patience_counts_by_the_score_that_ranks_checkpoints(case, best):
 def test_finetune_starts_from_the_best_head_of_the_probe_and_the_pretrained_backbone(tiny, tmp_path):
     """LP-FT (Kumar et al. 2022, arXiv 2202.10054), seen where fine-tuning moves nothing."""
     tiny.probe.update(epochs=3, learning_rate=1e-9)
-    tiny.finetune.learning_rate = 0.0
+    tiny.finetune.update(learning_rate=1e-30, optimizer="sgd")  # of a zero, this moves the 30th digit
     result = run(tiny, tmp_path / "run")
     assert result["phases"]["probe"]["best"]["epoch"] == 1
     best, last = (leaves_of(tmp_path / "run", "probe", which) for which in ("best", "latest"))
     tuned = leaves_of(tmp_path / "run")
-    np.testing.assert_array_equal(tuned["params.head.kernel"], best["params.head.kernel"])
+    np.testing.assert_allclose(tuned["params.head.kernel"], best["params.head.kernel"], rtol=0, atol=1e-20)
     assert not np.array_equal(best["params.head.kernel"], last["params.head.kernel"])
     pretrained = zoo.init(zoo.create(tiny, 2), tiny.seed, None)["params"]["backbone"]
     for path, leaf in jax.tree.leaves_with_path(pretrained):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        np.testing.assert_array_equal(tuned[f"params.backbone.{name}"], leaf)
+        np.testing.assert_allclose(tuned[f"params.backbone.{name}"], leaf, rtol=0, atol=1e-20)
 
 
 @pytest.mark.bits

@@ -8,19 +8,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a file imports only files below it in this list
 ORDER = (
-    "main find_lr export export_formats export_keras export_resize sweep table doctor checks.data checks.weights "
-    "checks.pixels checks.seconds checks.memory checks.machine checks.settings checks.phases checks.case "
-    "checks.finding checks together heads train predict evaluate command ridge loop evaluation programs inputs "
+    "__main__ main find_lr export export_formats export_keras export_resize sweep table doctor checks.data "
+    "checks.weights checks.pixels checks.seconds checks.memory checks.machine checks.settings checks.phases "
+    "checks.case checks.finding checks together heads train predict evaluate ridge loop evaluation programs inputs "
     "features forward store space finished steps mix optim report compare run_page page charts scores bootstrap "
-    "thumbnails scalars workdir identity checkpoint parallel data.inspect data.pipeline data.sources "
+    "thumbnails scalars workdir identity checkpoint command parallel data.inspect data.pipeline data.sources "
     "data.folder_source data.tfds_source data.content data.split data.preprocess data.files data.augment data sealed "
     "console models.zoo freeze weights weights_file keras_layout download models.classifier models.densenet "
     "models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 "
     "models.xception models.vgg models.pooling models.backbone models.layers models.winograd models.convolution "
-    "metrics config rules errors "
+    "metrics config rules verbs errors "
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
-HOMES |= {"absl": ("command", "sweep", "find_lr", "doctor"), "keras": "export_keras"}
+HOMES |= {"absl": "command", "keras": "export_keras"}
 HOMES |= {"ai_edge_litert": "export_formats", "onnx": "export_formats", "onnxruntime": "export_formats"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
 

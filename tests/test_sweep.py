@@ -26,10 +26,11 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_config_is_accepted_with_all_its_arms(path, tmp_path):
+def test_every_shipped_config_is_accepted_with_all_its_arms(path, images, tmp_path):
     file = runpy.run_path(str(path))
-    arms = list(file["sweep"]()) if "sweep" in file else [{}]
-    assert len(sweep.members(file["get_config"](), arms, 2, tmp_path)) == 2 * len(arms)
+    config, arms = file["get_config"](), list(file["sweep"]()) if "sweep" in file else [{}]
+    config.data.source = f"folder:{images}"
+    assert len(sweep.members(config, arms, 2, tmp_path)) == 2 * len(arms)
 
 
 def reports(folder):

@@ -6,17 +6,28 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from tltrain.errors import ConfigError
-from tltrain.rules import PHASES, RULES, is_dict, unknown
+from tltrain.rules import LARGEST, PHASES, RULES, is_dict, shown, unknown
+
+
+class Keys(ConfigDict):
+    """A group of keys; where a ConfigDict turns True into the number 1.0 in silence, it refuses."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Raises TypeError where a key of floats would get what no float can be."""
+        of_floats = key in self and self.get_type(key) is float
+        if of_floats and isinstance(value, int) and (isinstance(value, bool) or abs(value) > LARGEST):
+            raise TypeError(f"{key} = {shown(value)}, allowed: a number")
+        super().__setitem__(key, Keys(value) if type(value) is ConfigDict else value)
 
 
 def default() -> ConfigDict:
     """Every key of a run, at the values of the classic tutorial. A config file changes what differs."""
-    config = ConfigDict()
+    config = Keys()
     config.seed = 0  # of initial weights, order of examples, augmentation and dropout
     config.batch_size = 32  # examples a step, over all devices
     config.parallel = "jit"  # "jit" | "pmap": how the step is spread over the local devices
 
-    config.data = data = ConfigDict()
+    config.data = data = Keys()
     data.source = "tfds:cats_vs_dogs"  # "tfds:NAME" | "folder:PATH" with one sub-folder a class
     data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS' own default
     data.splits = ("train[:80%]", "train[80%:]")  # (train, val) or (train, val, test)
@@ -26,7 +37,7 @@ def default() -> ConfigDict:
     data.pixels = "backbone"  # "backbone": as it was trained | "unit": the /255 of many tutorials, wrong for all here
     data.max_corrupt = 0.001  # share of unreadable images above which the run stops
     data.max_memory_gib = 8.0  # GiB of encoded images that a TFDS split may hold in memory
-    data.augment = augment = ConfigDict()  # strengths; a phase turns them on with its own `augment`
+    data.augment = augment = Keys()  # strengths; a phase turns them on with its own `augment`
     augment.horizontal_flip = True  # mirror left to right, every other image
     augment.vertical_flip = False  # mirror top to bottom, every other image
     augment.min_area = 0.7  # smallest share of the image that a random crop keeps; 1: no crop
@@ -34,7 +45,7 @@ def default() -> ConfigDict:
     augment.randaugment = (0, 0)  # (operations an image, their magnitude 0..10) of RandAugment; (0, 0): none
     augment.color = 0.1  # largest relative change of brightness, contrast and saturation
 
-    config.model = model = ConfigDict()
+    config.model = model = Keys()
     model.backbone = "mobilenet_v2"  # a name in tltrain.models.zoo
     model.weights = "imagenet"  # "imagenet" | path of a Keras .h5 or .keras | "random"
     model.sha256 = ""  # of the weight file, 64 hex digits: another file is refused; "": any file
@@ -43,25 +54,25 @@ def default() -> ConfigDict:
     model.batch_norm_momentum = config_dict.placeholder(float)  # share of the old statistics; None: the backbone's own
     model.dtype = "float32"  # "float32" | "bfloat16": of activations; parameters are float32
 
-    config.loss = loss = ConfigDict()
+    config.loss = loss = Keys()
     loss.label_smoothing = 0.0  # share of the target spread evenly over the classes
     loss.class_weights = config_dict.placeholder(object)  # None | "auto": inverse frequency | {class name: weight}
 
     config.probe = _phase(epochs=5, learning_rate=1e-3, freeze_until="all", augment=False)
     config.finetune = _phase(epochs=0, learning_rate=1e-5, freeze_until="block_12", augment=True)
 
-    config.features = features = ConfigDict()
+    config.features = features = Keys()
     features.enabled = "auto"  # "auto" | "on" | "off": compute frozen stages once and store their activations
     features.dtype = "model"  # "model": as the activations are | "bfloat16": half the space, rounded
     features.augment_views = 0  # augmented views stored of each training image, used in turn by epoch; 0: none
     features.dir = ""  # where they are stored; "": below the cache folder of tltrain
 
-    config.checkpoint = checkpoint = ConfigDict()
+    config.checkpoint = checkpoint = Keys()
     checkpoint.every_steps = 0  # save within an epoch too, every so many steps; 0: at the end of each epoch alone
     checkpoint.keep = 2  # newest checkpoints kept of each phase, beside the best one
     checkpoint.best = "accuracy"  # "accuracy" | "loss" on val: what makes a checkpoint the best one
 
-    config.log = log = ConfigDict()
+    config.log = log = Keys()
     log.every_steps = 50  # steps between two lines of metrics.jsonl within an epoch
     log.tensorboard = True  # write TensorBoard events
     log.wandb_project = ""  # name of a project of Weights & Biases to log to as well; "": none
@@ -69,7 +80,7 @@ def default() -> ConfigDict:
 
 
 def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) -> ConfigDict:
-    phase = ConfigDict()
+    phase = Keys()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
     phase.patience = 0  # ends after so many epochs without a better one; schedules keep their planned length; 0: never
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
@@ -98,11 +109,11 @@ def mixes(phase: ConfigDict) -> bool:
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
-    """`{"data.source": ...}` of a nested config; the dict of `loss.class_weights` is one value."""
+    """`{"data.source": ...}` of a nested config; a dict that is given for a key is its value."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if is_dict(value) and name != "loss.class_weights":
+        if is_dict(value) and value and name not in RULES:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -145,9 +156,11 @@ def problems(config: ConfigDict) -> list[str]:
     """What `validate` names, a line each."""
     flat = flatten(config)
     found = [message for key in flat if (message := unknown(key))]
-    found += [f"{key} is missing" for key in RULES if key not in flat]
+    groups = [key for key in flat if key not in RULES and not unknown(key)]
+    found += [f"{key} = {shown(flat[key])}, allowed: the keys of default().{key}" for key in groups]
+    found += [f"{key} is missing" for key in RULES if key not in flat and key.partition(".")[0] not in groups]
     found += [
-        f"{key} = {flat[key]!r}, allowed: {allowed}"
+        f"{key} = {shown(flat[key])}, allowed: {allowed}"
         for key, (holds, allowed) in RULES.items()
         if key in flat and not holds(flat[key])
     ]
@@ -174,6 +187,8 @@ def _conflicts(config) -> list[str]:
             problems.append(f"{name}.optimizer = 'ridge', allowed: with {wanted}")
         if phase.optimizer == "ridge" and not phase.weight_decay:
             problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
+        if phase.optimizer != "ridge" and phase.epochs and not phase.learning_rate:
+            problems.append(f"{name}.learning_rate = {phase.learning_rate}, allowed: above 0; epochs = 0 skips a phase")
         if phase.warmup_epochs > phase.epochs > 0:
             problems.append(f"{name}.warmup_epochs = {phase.warmup_epochs}, allowed: at most {name}.epochs")
         if config.features.enabled == "on" and not config.features.augment_views and phase.augment and phase.epochs:
@@ -193,6 +208,11 @@ def _conflicts(config) -> list[str]:
         ]
     if config.model.sha256 and config.model.weights == "random":
         problems.append("model.sha256 with model.weights = 'random', allowed: '', since no file is read")
+    if config.features.enabled == "off" and config.features.augment_views:
+        problems.append(
+            f"features.augment_views = {config.features.augment_views}, allowed: 0 with features.enabled = 'off', "
+            "where nothing is stored"
+        )
     if config.data.source.startswith("folder:") and config.data.data_dir:
         problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")
     return problems

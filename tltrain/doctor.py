@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
 import tltrain
@@ -24,8 +23,6 @@ from tltrain.checks.finding import LEVELS, Finding, advice, fine, of_error
 from tltrain.errors import TerminatedError, TltrainError
 
 _FILE_WIDTH = 120  # characters of a line where there is no terminal
-_LIMIT = flags.DEFINE_integer("limit", 0, "Look at so many images of each split; 0: all.", lower_bound=0)
-_JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
 
 SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
     "Config": (settings.check_names,),
@@ -41,12 +38,16 @@ SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     imports = time.perf_counter() - tltrain.STARTED
+    parser = command.of_config("doctor")
+    text = "look at so many images of each split; default: 0, all"
+    parser.add_argument("--limit", type=command.number(0, 2**31 - 1), default=0, metavar="N", help=text)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    def work(stop):
-        config, workdir = command.parse_config(argv)
-        case = Case(settings.repaired(config), workdir, _LIMIT.value, stop)
+    def work(arguments, stop):
+        config = arguments.config
+        case = Case(settings.repaired(config), arguments.workdir, arguments.limit, stop)
         case.seconds["imports"] = imports
-        if _JSON.value:
+        if arguments.json:
             with console.into(Path(os.devnull)):
                 found = examine(config, case)
             print(json.dumps([{"section": section, **finding._asdict()} for section, finding in found], indent=2))
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
             console.say(f"\n{verdict(found)}")
         return exit_code(found)
 
-    return command.run(argv, work)
+    return command.run(parser, argv, work)
 
 
 def examine(

@@ -21,12 +21,12 @@ from tltrain.workdir import Clock
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    parser = command.parser("evaluate", "Evaluates the best model of a finished run on a split or a folder.")
+    parser = command.of_run("evaluate")
     parser.add_argument("--split", help="split expression, such as 'test' or 'train[80%%:]'; default: the run's last")
     parser.add_argument("--source", help="tfds:NAME or folder:PATH, with the run's class names; default: the run's own")
     parser.add_argument("--data-dir", help="where TFDS keeps its data sets; default: the run's own")
-    parser.add_argument("--output", type=Path, help="write every prediction to this file of JSON lines")
-    return command.run(argv, lambda stop: _run(parser.parse_args(argv[1:]), stop))
+    parser.add_argument("--output", type=command.path, help="write every prediction to this file of JSON lines")
+    return command.run(parser, argv, _run)
 
 
 def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:

@@ -5,7 +5,6 @@ resize and pixel scaling are inside, decoding is not. A file is loaded again and
 at their own sizes before it gets its name. Beside the files stands `class_names.json`.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -54,33 +53,27 @@ class Compared(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    arguments = _parser().parse_args(argv[1:])
-    # an export has no use for an accelerator, which may be at work, nor again for programs with weights inside
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
 
-    def work(stop):
+    def work(arguments, stop):
+        # an export has no use for an accelerator, which may be at work, nor again for programs with weights inside
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_enable_compilation_cache", False)
         names = list(dict.fromkeys(arguments.format.split(",")))
         folder = arguments.output or arguments.workdir / "export"
         check(names, folder)
         export(finished.load(arguments.workdir), names, folder, stop)
         return 0
 
-    return command.run(argv, work)
+    return command.run(_parser(), argv, work)
 
 
 def _parser():
     formats = [f"{name}: {f.file}\n  {f.usage}\n  class names: {f.class_names}" for name, f in FORMATS.items()]
-    parser = argparse.ArgumentParser(
-        "python -m tltrain.export",
-        description=__doc__.partition("\n\n")[2],
-        epilog="\n".join(["formats, the file each makes, and its use:", *formats]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", type=Path, required=True, help="of a finished run")
+    parser = command.of_run("export")
+    parser.description = "\n\n".join([parser.description or "", (__doc__ or "").partition("\n\n")[2].rstrip()])
+    parser.epilog = "\n".join(["formats, the file each makes, and its use:", *formats, "", parser.epilog or ""])
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}, or some with commas between")
-    parser.add_argument("--output", type=Path, help="folder of the files; default: export in the workdir")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--output", type=command.path, help="folder of the files; default: export in the workdir")
     return parser
 
 

@@ -4,7 +4,6 @@ A store is named by a hash of all that its numbers depend on: the frozen variabl
 and the examples. `python -m tltrain.features --list` shows what is stored, `--clear` frees it.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -21,12 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, forward, space, store
+from tltrain import command, console, forward, space, store
 from tltrain.data import begin_import, import_tensorflow, pipeline
 from tltrain.data.augment import Augment
 from tltrain.data.split import Split
 from tltrain.download import cache_dir
-from tltrain.errors import WorkdirError
+from tltrain.errors import ConfigError, TerminatedError, WorkdirError
 from tltrain.models.classifier import Classifier
 
 FORMAT = 4  # raise it when the numbers or the files of a store change their meaning
@@ -199,22 +198,26 @@ def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mes
 
 
 def main(argv: list[str]) -> int:
-    """The command line: `--list`, or `--clear` with the names of stores or none for all."""
-    parser = argparse.ArgumentParser("python -m tltrain.features", description="Stored activations of frozen stages.")
+    """Runs the command line `argv`; returns the exit code."""
+    parser = command.Parser("features")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="show what is stored")
     action.add_argument("--clear", nargs="*", metavar="NAME", help="remove these stores, or all")
-    parser.add_argument("--dir", type=Path, default=cache_dir() / "features", help="default: %(default)s")
-    arguments = parser.parse_args(argv[1:])
+    parser.add_argument("--dir", type=command.path, default=cache_dir() / "features", help="default: %(default)s")
+    return command.run(parser, argv, _run)
+
+
+def _run(arguments, stop):
     found = {folder.name: folder for folder in store.folders(arguments.dir)}
     if arguments.list:
         _show(list(found.values()), arguments.dir)
         return 0
     if unknown := sorted(set(arguments.clear) - set(found)):
-        print(f"tltrain: no store {', '.join(unknown)}; in {arguments.dir}; see --list", file=sys.stderr)
-        return 2
+        raise ConfigError(f"no store {', '.join(unknown)}; in {arguments.dir}; see --list")
     for name in arguments.clear or found:
-        print(f"removed {name}, {store.num_bytes(found[name]) / 2**20:.1f} MiB")
+        if stop():
+            raise TerminatedError("stopped; the stores named above are removed; the same command removes the others")
+        console.say(f"removed {name}, {store.num_bytes(found[name]) / 2**20:.1f} MiB")
         shutil.rmtree(found[name])
         found[name].with_suffix(".lock").unlink(missing_ok=True)
     return 0

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from tltrain import charts, command, console, finished, freeze, optim, page, parallel, programs, steps, train
@@ -28,11 +27,6 @@ from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.workdir import Clock, read_json
-
-_PHASE = flags.DEFINE_enum("phase", None, config_lib.PHASES, "Whose rate; default: the last phase that has epochs.")
-_LOW = flags.DEFINE_float("low", 1e-7, "Rate of the first step.", lower_bound=1e-12)
-_HIGH = flags.DEFINE_float("high", 1.0, "Rate of the last step.", lower_bound=1e-12)
-_STEPS = flags.DEFINE_integer("steps", 100, "Steps from the one to the other.", lower_bound=20)
 
 _KEPT = 0.9  # share of the running mean of the loss that a step keeps
 _DIVERGED = 4.0  # times the lowest running mean so far
@@ -49,13 +43,20 @@ class Curve(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
+    rate = command.number(1e-12, 1e12)
+    parser = command.of_config("find_lr")
+    parser.add_argument("--phase", choices=config_lib.PHASES, help="default: the last that has epochs")
+    parser.add_argument("--low", type=rate, default=1e-7, metavar="RATE", help="of the first step; default: 1e-7")
+    parser.add_argument("--high", type=rate, default=1.0, metavar="RATE", help="of the last step; default: 1")
+    text = "from the one to the other; default: 100"
+    parser.add_argument("--steps", type=command.number(20, 1_000_000), default=100, metavar="N", help=text)
 
-    def work(stop):
-        config, workdir = command.parse_config(argv)
-        run(config, workdir, _PHASE.value, (_LOW.value, _HIGH.value, _STEPS.value), stop)
+    def work(arguments, stop):
+        test = (arguments.low, arguments.high, arguments.steps)
+        run(arguments.config, arguments.workdir, arguments.phase, test, stop)
         return 0
 
-    return command.run(argv, work)
+    return command.run(parser, argv, work)
 
 
 def run(
@@ -80,6 +81,7 @@ def run(
         raise ConfigError(f"--low = {low:g} is not below --high = {high:g}; on the command line; let the rate rise")
     mesh = parallel.make_mesh(config.batch_size)
     data = sources.load(config.data, config.seed)
+    sources.check(config, data)
     model = zoo.create(config, len(data.class_names))
     if name == "finetune" and config.probe.epochs:
         variables = _after_probe(config, workdir, model, stop)

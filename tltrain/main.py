@@ -13,12 +13,11 @@ def main(argv: list[str]) -> int:
     clock = Clock()
     clock.seconds["imports"] = time.perf_counter() - tltrain.STARTED
 
-    def work(stop):
-        config, workdir = command.parse_config(argv)
-        train.run(config, workdir, clock, stop)
+    def work(arguments, stop):
+        train.run(arguments.config, arguments.workdir, clock, stop)
         return 0
 
-    return command.run(argv, work)
+    return command.run(command.of_config("main"), argv, work)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ _SHOWN = 50  # rows of the table on the terminal
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    parser = command.parser("predict", "Classifies images with the best model of a finished run.")
-    parser.add_argument("images", nargs="+", type=Path, help=f"files, {', '.join(FORMATS)}, and folders of them")
-    parser.add_argument("--output", type=Path, help="write every prediction to this .csv or .jsonl file")
-    parser.add_argument("--features", type=Path, help="write the pooled features to this .npz file: files, features")
-    return command.run(argv, lambda stop: _run(parser.parse_args(argv[1:]), stop))
+    parser = command.of_run("predict")
+    parser.add_argument("images", nargs="+", type=command.path, help=f"{', '.join(FORMATS)}, or folders of them")
+    parser.add_argument("--output", type=command.path, help="write every prediction to this .csv or .jsonl file")
+    parser.add_argument("--features", type=command.path, help="write pooled features to this .npz: files, features")
+    return command.run(parser, argv, _run)
 
 
 def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:

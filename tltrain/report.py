@@ -4,10 +4,8 @@
 one page that lays them side by side.
 """
 
-import argparse
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import compare, console, freeze, page, run_page, scores
+from tltrain import command, compare, console, freeze, page, run_page, scores
 from tltrain import config as config_lib
 from tltrain.data import sources
 from tltrain.data.split import Data
-from tltrain.errors import ConfigError, TltrainError
+from tltrain.errors import ConfigError
 
 
 def number(value: float | None) -> str:
@@ -217,21 +215,17 @@ def show(report: dict[str, Any], workdir: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The command line: workdirs of finished runs, and `--output`; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m tltrain.report", description="The page of a run, or of several.")
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR", help="of a finished run")
-    parser.add_argument("--output", type=Path, help="default: report.html of the run, or runs.html beside the runs")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv[1:])
-    try:
-        written = _write_pages(arguments.workdirs, arguments.output)
-    except TltrainError as error:
-        if arguments.debug:
-            traceback.print_exc()
-        print(f"tltrain: {error}", file=sys.stderr)
-        return error.exit_code
-    console.say(f"Written: {written}")
-    return 0
+    """Runs the command line `argv`; returns the exit code."""
+    parser = command.Parser("report")
+    parser.add_argument("workdirs", nargs="+", type=command.path, metavar="WORKDIR", help="of a finished run")
+    text = "default: report.html of the run, or runs.html beside the runs"
+    parser.add_argument("--output", type=command.path, metavar="FILE", help=text)
+
+    def work(arguments, stop):
+        console.say(f"Written: {_write_pages(arguments.workdirs, arguments.output)}")
+        return 0
+
+    return command.run(parser, argv, work)
 
 
 def _write_pages(workdirs: list[Path], output: Path | None) -> Path:

@@ -1,7 +1,6 @@
 """What each key of a config may be, and whether a name is a key."""
 
 import difflib
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +16,18 @@ def _one_of(*values):
 
 def _number(low, high, integer=False):
     kind = int if integer else (int, float)
-    bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
 
     def holds(v):
-        return isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high and math.isfinite(v)
+        return isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high
 
-    return holds, f"{'an integer' if integer else 'a number'} {bounds}"
+    return holds, f"{'an integer' if integer else 'a number'} from {low} to {high}"
 
 
-_COUNT = _number(1, math.inf, integer=True)
+LARGEST = 1e38  # that float32 holds
+_MOST = 2**31 - 1  # that int32 counts
+_COUNT = _number(1, _MOST, integer=True)
+_WHOLE = _number(0, _MOST, integer=True)
+_EPOCHS = _number(0, 1_000_000, integer=True)
 _BOOL = (lambda v: isinstance(v, bool), "True or False")
 _TEXT = (lambda v: isinstance(v, str), "a string")
 _SHA256 = (
@@ -43,7 +45,11 @@ _SIZE = (
     "None or a tuple (height, width), each from 32 to 4096 pixels",
 )
 _RANDAUGMENT = (
-    lambda v: v == (0, 0) or (isinstance(v, tuple) and len(v) == 2 and _COUNT[0](v[0]) and _number(0, 10)[0](v[1])),
+    lambda v: (
+        (isinstance(v, tuple) and len(v) == 2)
+        and (_COUNT[0](v[0]) or (v == (0, 0) and not isinstance(v[0], bool)))
+        and _number(0, 10)[0](v[1])
+    ),
     "(0, 0), or a tuple (operations from 1 on, magnitude from 0 to 10)",
 )
 _SOURCE = (
@@ -51,7 +57,7 @@ _SOURCE = (
     "'tfds:NAME' or 'folder:PATH'",
 )
 _WEIGHT_OF_CLASS = (
-    lambda v: v is None or v == "auto" or (is_dict(v) and all(_number(0, math.inf)[0](w) for w in v.values())),
+    lambda v: v is None or v == "auto" or (is_dict(v) and all(_number(0, LARGEST)[0](w) for w in v.values())),
     "None, 'auto' or a dict of class name to weight",
 )
 
@@ -61,19 +67,30 @@ def is_dict(value: Any) -> bool:
     return isinstance(value, dict | ConfigDict)
 
 
+def shown(value: Any) -> str:
+    """`value` in a line that is not long."""
+    if is_dict(value):
+        value = {key: value[key] for key in value}
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python prints no integer of so many digits
+        text = "a huge integer"
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": _number(0, 2**31 - 1, integer=True),
+    "seed": _WHOLE,
     "batch_size": _number(1, 2**20, integer=True),
     "parallel": _one_of("jit", "pmap"),
     "data.source": _SOURCE,
     "data.data_dir": _TEXT,
     "data.splits": _SPLITS,
     "data.image_size": _SIZE,
-    "data.shots": _number(0, math.inf, integer=True),
+    "data.shots": _WHOLE,
     "data.resize": _one_of("stretch", "crop"),
     "data.pixels": _one_of("backbone", "unit"),
     "data.max_corrupt": _number(0, 1),
-    "data.max_memory_gib": _number(0, math.inf),
+    "data.max_memory_gib": _number(0, LARGEST),
     "data.augment.horizontal_flip": _BOOL,
     "data.augment.vertical_flip": _BOOL,
     "data.augment.min_area": _number(0.01, 1),
@@ -94,35 +111,35 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.class_weights": _WEIGHT_OF_CLASS,
     "features.enabled": _one_of("auto", "on", "off"),
     "features.dtype": _one_of("model", "bfloat16"),
-    "features.augment_views": _number(0, math.inf, integer=True),
+    "features.augment_views": _EPOCHS,
     "features.dir": _TEXT,
-    "checkpoint.every_steps": _number(0, math.inf, integer=True),
-    "checkpoint.keep": _number(1, math.inf, integer=True),
+    "checkpoint.every_steps": _WHOLE,
+    "checkpoint.keep": _COUNT,
     "checkpoint.best": _one_of("accuracy", "loss"),
-    "log.every_steps": _number(1, math.inf, integer=True),
+    "log.every_steps": _COUNT,
     "log.tensorboard": _BOOL,
     "log.wandb_project": _TEXT,
 }
 _PHASE_RULES = {
-    "epochs": _number(0, math.inf, integer=True),
-    "patience": _number(0, math.inf, integer=True),
+    "epochs": _EPOCHS,
+    "patience": _EPOCHS,
     "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all' or None"),
-    "unfreeze_every_epochs": _number(0, math.inf, integer=True),
+    "unfreeze_every_epochs": _EPOCHS,
     "train_only": _one_of("all", "batch_norm", "bias"),
     "batch_norm": _one_of("inference", "train"),
     "augment": _BOOL,
     "mixup": _number(0, 100),
     "cutmix": _number(0, 100),
     "optimizer": _one_of("adam", "adamw", "sgd", "ridge"),
-    "learning_rate": _number(0, math.inf),
+    "learning_rate": _number(0, LARGEST),
     "layer_decay": _number(0.01, 1),
     "schedule": _one_of("constant", "cosine"),
-    "warmup_epochs": _number(0, math.inf),
+    "warmup_epochs": _number(0, LARGEST),
     "momentum": _number(0, 1),
-    "weight_decay": _number(0, math.inf),
-    "l2_sp": _number(0, math.inf),
+    "weight_decay": _number(0, LARGEST),
+    "l2_sp": _number(0, LARGEST),
     "ema": _number(0, 0.999999),
-    "clip_norm": _number(0, math.inf),
+    "clip_norm": _number(0, LARGEST),
 }
 RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from tltrain import command, console, report, table, together, train
@@ -21,8 +20,6 @@ from tltrain.errors import ConfigError, TerminatedError, TltrainError
 from tltrain.models import zoo
 from tltrain.space import NoSpaceError
 from tltrain.workdir import Clock, read_json
-
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each arm, with seeds from that of the config on.", lower_bound=1)
 
 
 class Member(NamedTuple):
@@ -35,12 +32,15 @@ class Member(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns 0, or the exit code of the first arm that failed."""
+    parser = command.of_config("sweep")
+    text = "runs of each arm, with seeds from that of the config on; default: 1"
+    parser.add_argument("--seeds", type=command.number(1, 10_000), metavar="N", default=1, help=text)
 
-    def work(stop):
-        config, workdir = command.parse_config(argv)
-        return run(members(config, _arms_of(command.config_path(argv)), _SEEDS.value, workdir), workdir, stop)
+    def work(arguments, stop):
+        runs = members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)
+        return run(runs, arguments.workdir, stop)
 
-    return command.run(argv, work)
+    return command.run(parser, argv, work)
 
 
 def _arms_of(path: str) -> list[dict[str, Any]]:
@@ -63,6 +63,9 @@ def members(base: ConfigDict, arms: list[dict[str, Any]], num_seeds: int, workdi
             a run of another config.
     """
     found: list[Member] = []
+    allowed = config_lib.RULES["seed"]
+    if not allowed[0](base.get("seed")):
+        raise ConfigError(f"seed = {base.get('seed')!r}, allowed: {allowed[1]}; in the config; correct it")
     for arm in arms:
         if "seed" in arm:
             raise ConfigError("sweep() yields the key 'seed'; seeds are given by --seeds; remove it")
@@ -100,7 +103,9 @@ def _changed(base, arm):
         config.update_from_flattened_dict(arm)
         config_lib.validate(config)
         config = sources.resolved(zoo.resolved(config))
-    except (TypeError, ValueError, TltrainError) as error:
+    except TltrainError as error:
+        raise type(error)(f"{error}; in the arm {arm} of sweep()") from error
+    except Exception as error:  # of ml_collections, where the arm or the config lacks keys or holds anything
         raise ConfigError(f"{error}; in the arm {arm} of sweep()") from error
     return config
 

@@ -146,6 +146,7 @@ def run(
     mesh = parallel.make_mesh(config.batch_size)
     with clock("data"):
         data = sources.load(config.data, config.seed)
+    sources.check(config, data)
     model = zoo.create(config, len(data.class_names))
     seeds: list[_Seed] = []
     for (first, path), *_ in grid:

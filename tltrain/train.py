@@ -65,6 +65,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     mesh = parallel.make_mesh(config.batch_size)
     with clock("data"):
         data = sources.load(config.data, config.seed)
+    sources.check(config, data)
     console.say(report.data_line(data))
     model = zoo.create(config, len(data.class_names))
     variables, origin = initial_variables(config, model)

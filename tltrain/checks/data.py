@@ -28,6 +28,7 @@ def check_counts(case: Case) -> Iterator[Finding]:
         yield fine(f"{name}: {split.num_examples} images, {shown}{more}")
         if name != "train":
             yield from _precision(name, split.num_examples)
+    sources.check(config, data)
     weights = sources.class_weights(config.loss.class_weights, data)
     counts = np.bincount(data.splits["train"].labels)
     ratio = counts.max() / counts.min()

@@ -12,6 +12,8 @@ from tltrain.data import folder_source, tfds_source
 from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
 
+_SMALL_BATCH, _PADDED = 256, 8  # examples that a batch may always have, and times the training examples
+
 
 def resolved(config: ConfigDict) -> ConfigDict:
     """A copy of the whole `config` whose `data` means the same from every folder and names the splits as they are.
@@ -92,6 +94,18 @@ def _read(config):
     return tfds_source.load(place, config)
 
 
+def check(config: ConfigDict, data: Data) -> None:
+    """Raises ConfigError where the batch or the class weights of a whole `config` make no sense with `data`."""
+    num_examples = data.splits["train"].num_examples
+    largest = max(_SMALL_BATCH, _PADDED * num_examples)
+    if config.batch_size > largest:
+        raise ConfigError(
+            f"batch_size = {config.batch_size}, allowed: at most {largest} with {num_examples} training examples, for "
+            "the rest of a batch is padding; in the config; lower it"
+        )
+    class_weights(config.loss.class_weights, data)
+
+
 def class_weights(setting: Any, data: Data) -> np.ndarray:
     """Factor of the loss by class, float32 `[num_classes]`, for `config.loss.class_weights`.
 
@@ -99,7 +113,7 @@ def class_weights(setting: Any, data: Data) -> np.ndarray:
     dict gives its own numbers, 1 where it names no number.
 
     Raises:
-        ConfigError: the dict names a class that does not exist.
+        ConfigError: the dict names a class that does not exist, or leaves no class with a weight.
     """
     num_classes = len(data.class_names)
     if setting is None:
@@ -110,7 +124,10 @@ def class_weights(setting: Any, data: Data) -> np.ndarray:
     unknown = sorted(set(setting) - set(data.class_names))
     if unknown:
         raise ConfigError(f"loss.class_weights names {unknown}, allowed: {', '.join(data.class_names)}")
-    return np.asarray([setting.get(name, 1.0) for name in data.class_names], np.float32)
+    weights = np.asarray([setting.get(name, 1.0) for name in data.class_names], np.float32)
+    if not weights.any():
+        raise ConfigError("loss.class_weights are 0 for every class, so nothing is learned; in the config; raise some")
+    return weights
 
 
 def _check(data, source):
