@@ -98,7 +98,7 @@ def test_a_page_that_fails_leaves_its_record_and_the_pages_of_the_others(probes,
 def test_a_patient_probe_stops_where_it_stops_alone(probes, tmp_path):
     probes.probe.update(epochs=6, patience=1, ema=0.0)
     probes.checkpoint.best = "loss"
-    arms = [{"probe.learning_rate": rate} for rate in (0.0, 1e-2)]
+    arms = [{"probe.learning_rate": rate} for rate in (1e-30, 1e-2)]
     runs = sweep.members(probes, arms, 1, tmp_path / "sweep")
     assert sweep.run(runs, tmp_path / "sweep", never) == 0
     for member in runs:

@@ -163,18 +163,46 @@ def test_a_stop_while_features_are_computed_loses_nothing(tiny, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_damaged_checkpoint_is_not_used(tiny, tmp_path):
-    tiny.finetune.epochs = 0
-    run(tiny, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
-    (tmp_path / "damaged" / "report.json").unlink()
-    newest = tmp_path / "damaged" / "checkpoints" / "probe" / "10"
-    data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+def flip(path):
+    """One bit in the middle of the largest file of a checkpoint."""
+    data = max(path.rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
+
+
+def exchange(a, b):
+    middle = a.with_name("middle")
+    a.rename(middle), b.rename(a), middle.rename(b)
+
+
+DAMAGES = {
+    "newest": lambda folder: flip(folder / "15"),
+    "best": lambda folder: flip(folder / "5"),
+    "all": lambda folder: [flip(folder / step) for step in ("5", "10", "15")],
+    "manifest of the newest": lambda folder: (folder / "manifest_15.json").write_bytes(b"\xff{"),
+    "steps exchanged with their manifests": lambda folder: [
+        exchange(folder / name.format(5), folder / name.format(15)) for name in ("{}", "manifest_{}.json")
+    ],
+    "a save cut short": lambda folder: (folder / "manifest_15.json").unlink(),
+}
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_never_used_nor_replaced_by_a_worse_one(tiny, tmp_path, capsys, damage):
+    tiny.finetune.epochs = 0
+    tiny.probe.update(epochs=3, learning_rate=1e-9)  # the first epoch stays the best
+    run(tiny, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    (tmp_path / "damaged" / "report.json").unlink()
+    folder = tmp_path / "damaged" / "checkpoints" / "probe"
+    DAMAGES[damage](folder)
     run(tiny, tmp_path / "damaged")
     assert_same_run(tmp_path / "whole", tmp_path / "damaged")
+    said = "probe: the checkpoint of its best epoch is damaged; steps after 0 are trained again"
+    assert (said in capsys.readouterr().err) == (damage in ("best", "steps exchanged with their manifests"))
+    assert not list(folder.glob("unfinished*"))
 
 
 def test_a_finished_run_is_shown_again_and_not_done_again(tiny, tmp_path, capsys):

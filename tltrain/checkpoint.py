@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from tltrain.errors import WeightsError
+from tltrain.errors import WeightsError, foreign_errors
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -82,33 +82,37 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest sound step."""
-        return max(self._steps(), default=None)
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """The sound step of the highest score, the earliest of equals."""
-        return max(self._steps(), key=lambda step: _rank(self._manager.metrics(step)), default=None)
+        return max(self.steps(), key=lambda step: _rank(self._manager.metrics(step)), default=None)
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was saved after `step`."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manifest(str(later)).unlink(missing_ok=True)
+            self._manager.delete(later)
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Every leaf of the state by its name, and the record, of `step`."""
+        if step not in self.steps():
+            raise WeightsError(f"the checkpoint of step {step} is damaged or gone; at {self._folder}; train again")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
-        try:
+        with foreign_errors(WeightsError, f"cannot restore step {step}", f"at {self._folder}; start in a new workdir"):
             restored = self._manager.restore(step, args=args)
             frozen = {}
             if self._manifest(_FROZEN).exists():
                 with ocp.StandardCheckpointer() as checkpointer:
                     frozen = checkpointer.restore(self._folder / _FROZEN)
-        except (OSError, ValueError, KeyError) as error:
-            line = str(error).strip().splitlines()[0]
-            raise WeightsError(
-                f"cannot restore step {step}; {line}; at {self._folder}; start in a new workdir"
-            ) from error
         return restored["state"] | frozen, restored["record"]
 
     def close(self) -> None:
         """Ends the threads of Orbax."""
         self._manager.close()
 
-    def _steps(self):
+    def steps(self) -> list[int]:
+        """The sound steps."""
         return [step for step in self._manager.all_steps() if step in self._sound]
 
     def _manifest(self, name: str):
@@ -117,7 +121,7 @@ class Checkpoints:
     def _write_manifest(self, name: str):
         part = self._folder / f"manifest_{name}.part"
         with part.open("w") as file:
-            json.dump(_hashes(self._folder / name), file)
+            json.dump(self._hashes(name), file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(self._manifest(name))
@@ -134,14 +138,28 @@ class Checkpoints:
                 sound.add(int(folder.name))
             elif folder.name.isdigit() or (broken and folder.name == _FROZEN):
                 manifest = self._manifest(folder.name)
-                kind = "damaged" if manifest.is_file() else "unfinished"
-                folder.rename(folder.with_name(f"{kind}_{folder.name}_{os.getpid()}"))
+                if manifest.is_file():
+                    folder.rename(folder.with_name(f"damaged_{folder.name}_{os.getpid()}"))
+                else:  # a process was killed while it saved
+                    shutil.rmtree(folder)
                 manifest.unlink(missing_ok=True)
         return sound
 
     def _is_sound(self, name: str) -> bool:
-        manifest = self._manifest(name)
-        return manifest.is_file() and json.loads(manifest.read_text()) == _hashes(self._folder / name)
+        hashes = self._hashes(name)
+        of_earlier_versions = {path.split("/", 2)[2]: sha256 for path, sha256 in hashes.items()}
+        try:
+            return json.loads(self._manifest(name).read_bytes()) in (hashes, of_earlier_versions)
+        except (OSError, ValueError):
+            return False
+
+    def _hashes(self, name):
+        """sha256 of each file of a checkpoint; the name is part of each path, so none passes for another."""
+        files = sorted(path for path in (self._folder / name).rglob("*") if path.is_file())
+        return {
+            path.relative_to(self._folder.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
 
 
 def with_leaves(tree: Any, leaves: dict[str, np.ndarray]) -> Any:
@@ -166,8 +184,3 @@ def _name(path) -> str:
 
 def _rank(metrics):
     return (metrics["score"], -metrics["step"])
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -125,6 +125,12 @@ def _score(config, scores):
     return scores["accuracy"] if config.checkpoint.best == "accuracy" else -scores["loss"]
 
 
+def best_step(config: ConfigDict, history: list[dict[str, Any]]) -> int | None:
+    """The step of the best epoch on val, the earliest of equals; None where none is finished."""
+    ranked = [(_score(config, entry["val"]), -entry["step"]) for entry in history]
+    return -max(ranked)[1] if ranked else None
+
+
 def is_over(config: ConfigDict, name: str, history: list[dict[str, Any]]) -> bool:
     """Whether the phase `name` has done all its epochs, or as many as its patience without a better one."""
     phase, scores = config[name], [_score(config, entry["val"]) for entry in history]

@@ -119,7 +119,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
     folder = run.work.path / "checkpoints" / name
     with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
-        if (latest := checkpoints.latest()) is not None:
+        if (latest := _resumable(run.config, name, checkpoints)) is not None:
             leaves, record = checkpoints.restore(latest)
             state = with_leaves(state, leaves)
             run.clock.resume(record["clock"])
@@ -134,6 +134,18 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         state = with_leaves(state, checkpoints.restore(best)[0])
     result = report.phase_result(config, record, best, num_images, state.params, plan)
     return steps.variables(state), result
+
+
+def _resumable(config: ConfigDict, name: str, checkpoints: Checkpoints) -> int | None:
+    """The step to go on from: the newest, or one before the best where that is lost: a worse one is no substitute."""
+    while (latest := checkpoints.latest()) is not None:
+        best = loop.best_step(config, checkpoints.restore(latest)[1]["history"])
+        if best is None or best in checkpoints.steps():
+            return latest
+        earlier = max((step for step in checkpoints.steps() if step < best), default=0)
+        console.warn(f"{name}: the checkpoint of its best epoch is damaged; steps after {earlier} are trained again")
+        checkpoints.rewind(earlier)
+    return None
 
 
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:

@@ -162,13 +162,13 @@ class Workdir:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is none
                 entry = json.loads(line)
                 if entry["phase"] != phase or entry["step"] <= step:
-                    kept.append(line + "\n")
+                    kept.append(line + b"\n")
         part = path.with_suffix(".part")
-        part.write_text("".join(kept))
+        part.write_bytes(b"".join(kept))
         part.replace(path)
 
 
