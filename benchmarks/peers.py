@@ -108,7 +108,7 @@ def export(config, scratch):
     source = config.model.weights
     path = download.imagenet(model.backbone) if source == "imagenet" else Path(source).expanduser()
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
-    loaded = weights.load(path, model.backbone.keras_layers(), shapes).variables
+    loaded = weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256).variables
     np.savez(scratch / "weights.npz", **dict(keras_arrays(model, loaded)))
     stages = model.backbone.stages
     kind, _, place = config.data.source.partition(":")

@@ -108,8 +108,8 @@ def variables_of(backbone):
     return weights.nest(arrays)
 
 
-def load(path, backbone):
-    return weights.load(path, layers_of(backbone), shapes_of(backbone))
+def load(path, backbone, sha256=""):
+    return weights.load(path, layers_of(backbone), shapes_of(backbone), sha256)
 
 
 def base(name, size, **options):

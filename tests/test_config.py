@@ -29,6 +29,7 @@ WRONG = {
     "data.augment.randaugment": (0, 5),
     "model.dropout": 1.0,
     "model.dtype": "float16",
+    "model.sha256": "0" * 63,
     "loss.class_weights": "balanced",
     "probe.learning_rate": float("nan"),
     "probe.optimizer": "lamb",
@@ -77,6 +78,7 @@ CONFLICTS = {
     "rates of no stage": ({"probe.layer_decay": 0.7}, r"probe.layer_decay = 0.7, allowed: 1.0 with freeze_until"),
     "nothing learned": ({"probe.learning_rate": 0.0}, "probe.learning_rate = 0.0, allowed: above 0"),
     "views of nothing": ({"features.augment_views": 2, "features.enabled": "off"}, "where nothing is stored"),
+    "hash of nothing": ({"model.sha256": "0" * 64, "model.weights": "random"}, "no file is read"),
     "folder and data_dir": ({"data.source": "folder:x", "data.data_dir": "y"}, "with a folder"),
 }
 
@@ -97,6 +99,13 @@ def test_the_stored_config_equals_itself_and_names_differences():
     assert config_lib.differences(config, stored) == []
     config.probe.epochs = 7
     assert config_lib.differences(config, stored) == ["probe.epochs: 5 -> 7"]
+
+
+def test_a_key_that_is_newer_than_a_stored_config_has_its_default():
+    stored = json.loads(config_lib.to_json(default()))
+    del stored["model"]["sha256"]
+    assert config_lib.from_dict(stored) == default()
+    assert config_lib.differences(default(), stored) == []
 
 
 def test_no_key_is_dead():

@@ -179,9 +179,11 @@ def test_every_pixel_scaling_can_be_stored_in_a_keras_file(pixels, tmp_path):
 
 def test_the_weights_of_the_keras_model_read_back_are_those_of_the_run(run, tmp_path):
     export_keras.build(run).save_weights(tmp_path / "model.weights.h5")
+    FORMATS["keras"].write(run, tmp_path / "model.keras")
     backbone = {name: tree["backbone"] for name, tree in run.variables.items()}
-    loaded = weights.load(tmp_path / "model.weights.h5", run.model.backbone.keras_layers(), backbone).variables
-    jax.tree.map(np.testing.assert_array_equal, loaded, backbone)
+    for name in ("model.weights.h5", "model.keras"):
+        loaded = weights.load(tmp_path / name, run.model.backbone.keras_layers(), backbone).variables
+        jax.tree.map(np.testing.assert_array_equal, loaded, backbone)
 
 
 @pytest.mark.full

@@ -86,7 +86,7 @@ def _match(file, layers, leaves, path, max_bytes) -> Match:
     for leaf, dataset in match.chosen.items():
         if not keras_layout.misfits(dataset, leaf):
             faults += weights_file.storage_faults(dataset, leaf.label)
-    return match._replace(faults=match.faults + faults)
+    return match._replace(faults=faults + match.faults)
 
 
 def _match_by_name(file, layers, leaves, path, found) -> Match:

@@ -18,13 +18,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5z
+from h5py import h5a, h5l, h5z
 
 from tltrain.errors import WeightsError
 
 MEMBER = "model.weights.h5"
 MAX_DEPTH = 8
-MAX_OBJECTS = 10_000  # groups and arrays; the largest model of keras.applications has 3,000
+MAX_OBJECTS = 5_000  # groups and arrays
 MAX_ATTRIBUTES = 100  # of a group or an array
 MAX_NAME = 255  # characters
 MAX_NAMES_BYTES = 2**20  # of a list of names
@@ -87,28 +87,31 @@ def datasets(file: h5py.File, max_bytes: int) -> tuple[dict[str, h5py.Dataset], 
         ValueError: there are more of them than any model has.
     """
     found: dict[str, h5py.Dataset] = {}
-    faults, num_bytes, visited = [], 0, 0
+    faults, num_bytes, visited = _attribute_faults(file, "/"), 0, len(file)
     stack: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
     while stack:
         prefix, group, depth = stack.pop()
-        visited += len(group)  # before its names are listed
         if depth > MAX_DEPTH or visited > MAX_OBJECTS:
             raise ValueError(f"it has more than {MAX_DEPTH} levels or {MAX_OBJECTS} groups and arrays")
-        faults += _attribute_faults(group, prefix or "/")
-        for key in group:
+        for raw in group.id:
+            key = raw.decode(errors="surrogateescape")
             name = f"{prefix}/{key}" if prefix else key
             if name in ("optimizer_weights", "optimizer"):
                 continue
-            if isinstance(key, bytes) or len(key) > MAX_NAME or not key.isprintable():  # bytes: not UTF-8
+            if len(key) > MAX_NAME or not key.isprintable():
                 faults.append(f"unexpected name {key[:40]!a}, allowed: {MAX_NAME} printable characters")
-            elif not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                continue
+            if group.id.links.get_info(raw).type != h5l.TYPE_HARD:
                 faults.append(f"unexpected {name}: a link to another place, which is not followed")
-            elif isinstance(item := group[key], h5py.Group):
+                continue
+            item = group[key]
+            faults += _attribute_faults(item, name)
+            if isinstance(item, h5py.Group):
+                visited += len(item)
                 stack.append((name, item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 if item.external or item.is_virtual:
                     faults.append(f"unexpected {name}: its data are in another file, which is not followed")
-                faults += _attribute_faults(item, name)
                 num_bytes += item.nbytes
                 found[name] = item
     if num_bytes > max_bytes:
@@ -117,7 +120,7 @@ def datasets(file: h5py.File, max_bytes: int) -> tuple[dict[str, h5py.Dataset], 
 
 
 def _attribute_faults(item, name):
-    count = len(item.attrs)
+    count = h5a.get_num_attrs(item.id)
     return [f"unexpected {name}: {count} attributes, at most {MAX_ATTRIBUTES}"] if count > MAX_ATTRIBUTES else []
 
 
