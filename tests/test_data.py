@@ -251,6 +251,9 @@ def test_corrupt_images_are_masked_named_once_and_limited(images, tmp_path):
         read = batches(split, tolerant, (0, epoch))
         assert sum(b["mask"].sum() for b in read) == split.num_examples - 1
     assert len(said) == 1 and broken in said[0]
+    tolerant.indices |= set(range(len(split.ids)))
+    with pytest.raises(DataError, match="none of 36 images can be read"):
+        pipeline.Corrupt.check(tolerant)
     with pytest.raises(DataError, match="1 of 36 images cannot be read"):
         batches(split, pipeline.Corrupt(split, 0.01, said.append))
 

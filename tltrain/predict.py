@@ -41,8 +41,6 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
     split = _split(arguments.images)
     features = _empty_features(run, split) if arguments.features else None
     found = evaluate.over(run, split, stop, features)
-    if not found.counted.any():
-        raise DataError(f"none of {split.num_examples} images can be read; among {split.ids[0]} ...; see above")
     probabilities = metrics.probabilities(found.logits)
     _show(run, split, found.counted, probabilities)
     if arguments.output:

@@ -28,6 +28,8 @@ def check_counts(case: Case) -> Iterator[Finding]:
         yield fine(f"{name}: {split.num_examples} images, {shown}{more}")
         if name != "train":
             yield from _precision(name, split.num_examples)
+            if absent := [c for c, count in zip(data.class_names, counts, strict=True) if not count]:
+                yield advice(f"{name} has no image of {_some(absent)}: its numbers say nothing of them")
     sources.check(config, data)
     weights = sources.class_weights(config.loss.class_weights, data)
     counts = np.bincount(data.splits["train"].labels)

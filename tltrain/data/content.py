@@ -22,7 +22,6 @@ from tltrain.download import cache_dir
 
 _ENTRY = np.dtype([("state", "V40"), ("sha256", "V32"), ("kind", "S16")])
 _SETTLED = 2 * 10**9  # ns after a change, from which on another change would show in the times of the file
-_MANY = 2000  # files, from which on reading them is worth a bar
 
 
 class Content(NamedTuple):
@@ -43,14 +42,10 @@ def of_files(paths: Sequence[Path], place: str) -> list[Content]:
     new = [i for i, state in enumerate(states) if state not in known]
     found = dict(zip(new, _look(paths, new), strict=True))
     contents = [found[i] if i in found else known[state] for i, state in enumerate(states)]
-    if new or len(known) != len(set(states)):
-        now = time.time_ns()
-        settled = {
-            state: content
-            for state, content in zip(states, contents, strict=True)
-            if state and now - max(struct.unpack("<QQQqq", state)[3:]) > _SETTLED
-        }
-        _write(kept, settled)
+    now = time.time_ns()
+    settled = [i for i in new if states[i] and now - max(struct.unpack("<QQQqq", states[i])[3:]) > _SETTLED]
+    if settled:
+        _write(kept, known | {states[i]: contents[i] for i in settled})
     return contents
 
 
@@ -64,10 +59,7 @@ def _state(path):
 
 def _look(paths, new):
     """Of the files `new` of `paths`, on all cores."""
-    if len(new) < _MANY:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(lambda i: _read_file(paths[i]), new))
-    found = []
+    found: list[Content] = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         console.progress("Reading new files to know them by content", len(new)) as update,

@@ -62,7 +62,12 @@ class Corrupt:
                 self.warn(f"skipped {self.split.ids[index]}: {reason}")
 
     def check(self) -> None:
-        """Raises DataError where more than `limit`, a share of the split, are unreadable."""
+        """Raises DataError where more than `limit`, a share of the split, are unreadable, or all are."""
+        if len(self.indices) == len(self.split.ids) > 0:
+            raise DataError(
+                f"none of {len(self.split.ids)} images can be read; in {self.split.expression}: {self.split.ids[0]} "
+                "...; see what is said of each"
+            )
         if len(self.indices) > self.limit * len(self.split.ids):
             names = ", ".join(self.split.ids[i] for i in sorted(self.indices)[:5])
             raise DataError(
