@@ -60,7 +60,7 @@ def untrained(source, num_classes, **changes):
     """What a finished run of `config_of` would be with its initial variables."""
     config = config_of(source, **changes)
     model = zoo.create(config, num_classes)
-    names = tuple("abc"[:num_classes])
+    names = ("dark", "light", "other")[:num_classes]
     return finished.Finished(source, config, names, model, zoo.init(model, 0, None), "probe", 19, {})
 
 
