@@ -271,6 +271,10 @@ def test_list_shows_and_clear_frees(tiny, tmp_path, capsys):
     assert features.main(["", "--clear", "nothing", directory]) == 2
     assert features.main(["", "--clear", first, directory]) == 0
     assert [folder.name for folder in stores(tmp_path)] == others
+    with features._locked(tmp_path / "features" / f"{others[0]}.lock"):
+        assert features.main(["", "--clear", directory]) == 0
+    assert [folder.name for folder in stores(tmp_path)] == others[:1]
+    assert f"left {others[0]}, in use now" in capsys.readouterr().out
     assert features.main(["", "--clear", directory]) == 0
     assert not list((tmp_path / "features").iterdir())
 

@@ -217,10 +217,19 @@ def _run(arguments, stop):
     for name in arguments.clear or found:
         if stop():
             raise TerminatedError("stopped; the stores named above are removed; the same command removes the others")
-        console.say(f"removed {name}, {store.num_bytes(found[name]) / 2**20:.1f} MiB")
-        shutil.rmtree(found[name])
-        found[name].with_suffix(".lock").unlink(missing_ok=True)
+        size = store.num_bytes(found[name]) / 2**20
+        console.say(f"removed {name}, {size:.1f} MiB" if _removed(found[name]) else f"left {name}, in use now")
     return 0
+
+
+def _removed(folder):
+    """Removes a store, unless a living process computes it."""
+    with folder.with_suffix(".lock").open("w") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+        Path(file.name).unlink()
+        return True
+    return False
 
 
 def _show(found: list[Path], directory: Path) -> None:
