@@ -46,7 +46,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", graded(VARIANTS, ["strategies"]))
+@pytest.mark.parametrize("variant", graded(VARIANTS, ["one kind of leaf"]))
 def test_eight_devices_agree_with_one(tiny, tmp_path, variant):
     """By SGD: Adam would turn the rounding of a gradient near zero into a step of full size."""
     tiny.probe.epochs = 1

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import itertools
 import operator
 import os
 import random
@@ -119,16 +120,20 @@ def test_every_layout_gives_every_array(layout, reference, tmp_path):
     assert loaded.num_arrays == 260
 
 
+TWO_LAYOUTS = ("official", "keras3_weights_without_names")
+OF_FAMILIES = [("inception_v3", layout) for layout in SAVERS]
+OF_FAMILIES += itertools.product([name for name in FIRST if name not in ("mobilenet_v2", "inception_v3")], TWO_LAYOUTS)
+QUICK_OF_FAMILIES = [("inception_v3", layout) for layout in TWO_LAYOUTS]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", graded([name for name in FIRST if name != "mobilenet_v2"], ["inception_v3"]))
-def test_every_layout_of_every_family_gives_every_array(name, tmp_path):
+@pytest.mark.parametrize(("name", "layout"), graded(OF_FAMILIES, QUICK_OF_FAMILIES))
+def test_every_layout_of_every_family_gives_every_array(name, layout, tmp_path):
     model, backbone = base(name, (96, 96)), zoo.BACKBONES[name]()
-    wanted = variables_of(backbone)
-    for layout in SAVERS if name == "inception_v3" else ("official", "keras3_weights_without_names"):
-        file, save = SAVERS[layout]
-        save(model, tmp_path / file)
-        found = load(tmp_path / file, backbone).variables
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, wanted))), layout
+    file, save = SAVERS[layout]
+    save(model, tmp_path / file)
+    found = load(tmp_path / file, backbone).variables
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, variables_of(backbone))))
 
 
 def before(layer, model):
