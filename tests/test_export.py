@@ -61,7 +61,7 @@ def untrained(source, num_classes, **changes):
     config = config_of(source, **changes)
     model = zoo.create(config, num_classes)
     names = ("dark", "light", "other")[:num_classes]
-    return finished.Finished(source, config, names, model, zoo.init(model, 0, None), "probe", 19, {})
+    return finished.Finished(source, config, names, model, zoo.init(model, 0, None), "probe", 19, {}, {"splits": {}})
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
     pixels = noise(1, *config.data.image_size, 3)
     features = run_frozen(model, variables, pixels, 0, len(model.backbone.stages))
     variables["params"]["head"]["kernel"] /= np.abs(features).max()  # else one class has all the probability
-    run = finished.Finished(tmp_path, config, ("a", "b", "c"), model, variables, "probe", 0, {})
+    run = finished.Finished(tmp_path, config, ("a", "b", "c"), model, variables, "probe", 0, {}, {"splits": {}})
     theirs = np.asarray(export_keras.build(run)(pixels, training=False))
     assert 0.02 < theirs.min() < theirs.max() < 0.98
     np.testing.assert_allclose(theirs, probabilities_of(run, pixels), atol=1e-4)
@@ -271,7 +271,7 @@ def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
 
 def test_a_network_that_keras_does_not_build_is_named(tiny, tmp_path):
     model = zoo.create(tiny, 2)
-    run = finished.Finished(tmp_path, tiny, ("a", "b"), model, zoo.init(model, 0, None), "probe", 5, {})
+    run = finished.Finished(tmp_path, tiny, ("a", "b"), model, zoo.init(model, 0, None), "probe", 5, {}, {"splits": {}})
     with pytest.raises(WeightsError, match="'tiny' is not the network that Keras builds; at its name"):
         export_keras.build(run)
 

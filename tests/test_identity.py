@@ -1,17 +1,19 @@
 """What a run is made of is known by content: what is changed is noticed, what is moved is found again."""
 
+import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from conftest import write_images
-from test_train import run
+from test_train import run, without_times
 from test_weights import save_backbone
 
 from tltrain import config as config_lib
-from tltrain import evaluate, features, sealed
+from tltrain import evaluate, features, predict, record, sealed
 from tltrain.data import content, folder_source, sources
-from tltrain.errors import DataError, TerminatedError, WeightsError
+from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
 
 
 @pytest.fixture
@@ -137,6 +139,35 @@ def test_a_sealed_file_gives_what_was_written_or_nothing(tmp_path):
         path.write_bytes(bytes(byte ^ (1 << i % 8) if j == i // 8 else byte for j, byte in enumerate(whole)))
         assert sealed.read(path) is None
     assert sealed.read(tmp_path / "nothing") is None
+
+
+def test_a_record_that_is_not_what_the_run_wrote_is_refused_and_the_run_writes_it_anew(copied, tmp_path, capsys):
+    config, _ = copied
+    path = tmp_path / "run"
+    result = run(config, path)
+    rng = np.random.default_rng(0)
+    for name in ("report.json", *record.PARTS):
+        whole = (path / name).read_bytes()
+        flipped = [whole[:i] + bytes([whole[i] ^ 1 << b]) + whole[i + 1 :] for i, b in positions(rng, whole, 60)]
+        for damaged in (b"", b"[]", whole[: len(whole) // 2], *flipped):
+            (path / name).write_bytes(damaged)
+            try:
+                found = record.read_report(path)
+            except WorkdirError as error:
+                assert str(path / name) in str(error), "the line names the file"
+            else:  # a flip may exchange white space of report.json
+                assert name == "report.json" and found == json.loads(json.dumps(result))
+        (path / name).write_bytes(whole)
+    (path / "report.json").write_bytes(flipped[0])
+    assert predict.main(["predict", "--workdir", str(path), str(tmp_path)]) == 6
+    assert "run the command of the run again, which writes its record anew" in capsys.readouterr().err
+    assert without_times(run(config, path)) == without_times(result)
+    assert "report.json is damaged" in capsys.readouterr().err
+    assert without_times(record.read_report(path)) == without_times(json.loads(json.dumps(result)))
+
+
+def positions(rng, whole, count):
+    return zip(rng.integers(0, len(whole), count).tolist(), rng.integers(0, 8, count).tolist(), strict=True)
 
 
 LAYOUTS = {  # folders with a class folder each -> splits of the default config, or the error

@@ -15,8 +15,9 @@ import pytest
 from conftest import BROWSER, TINY, tiny_config, write_images
 from test_train import run
 
-from tltrain import compare, report, run_page, scores, thumbnails
+from tltrain import compare, evaluation, metrics, record, report, run_page, scores, thumbnails
 from tltrain.data import sources
+from tltrain.data.split import Data, Split
 from tltrain.errors import WorkdirError
 from tltrain.models import zoo
 
@@ -42,16 +43,26 @@ def runs(tmp_path_factory):
 
 def widen(workdir, num_classes):
     """Adds classes to the record of a run that no example is of."""
-    record = json.loads((workdir / "report.json").read_text())
+    content = json.loads((workdir / "report.json").read_text())
     added = [f"{CLASSES[-1]}_{i}" for i in range(3, num_classes)]
-    record["class_names"] += added
-    for counts in record["class_counts"].values():
+    content["class_names"] += added
+    for counts in content["class_counts"].values():
         counts |= dict.fromkeys(added, 0)
-    (workdir / "report.json").write_text(json.dumps(record))
+    (workdir / "report.json").write_text(json.dumps(content))
     lines = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
     for line in lines:
         line["probabilities"] += [0.0] * len(added)
+        if num_classes > scores.MOST_SHOWN:
+            line["classes"] = sorted(range(3), key=lambda i: -line["probabilities"][i])
+            line["probabilities"] = sorted(line["probabilities"][:3], reverse=True)
     (workdir / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seal(workdir)
+
+
+def seal(workdir):
+    """Takes the files of a run for what it wrote."""
+    content = record.sealed(workdir, json.loads((workdir / "report.json").read_text()))
+    (workdir / "report.json").write_text(json.dumps(content))
 
 
 class Elements(HTMLParser):
@@ -84,13 +95,13 @@ def test_a_run_ends_with_a_page_that_has_every_section_and_figure(runs):
     page = Elements(runs / "a" / "report.html")
     assert [section["id"] for section in page.of("section")] == list(SECTIONS)
     assert len(page.of("svg")) == 4, "loss, accuracy, and the reliability of val and test"
-    record = json.loads((runs / "a" / "report.json").read_text())
-    for split, found in (("val", record["chosen"]["val"]), ("test", record["test"])):
+    content = json.loads((runs / "a" / "report.json").read_text())
+    for split, found in (("val", content["chosen"]["val"]), ("test", content["test"])):
         made = scores.with_intervals(scores.read(runs / "a")[split])
         assert f"{100 * found['accuracy']:.2f} %" in page.text
         assert f"{100 * made['ece'].low:.2f} % to {100 * made['ece'].high:.2f} %" in page.text
         assert str(sum(map(sum, found["confusion"]))) in page.text
-    assert f"{record['phases']['finetune']['trainable_parameters']:,}" in page.text
+    assert f"{content['phases']['finetune']['trainable_parameters']:,}" in page.text
     assert "seed" in page.text and "jaxlib" in page.text
 
 
@@ -119,9 +130,44 @@ def test_of_many_classes_the_confusions_are_listed_and_the_hardest_class_comes_f
     text = (runs / "many" / "report.html").read_text()
     assert "the most frequent" in text and "Rows are the true classes" not in text
     pattern = r'aria-label="Scores by class of val".*?<tbody>\s*<tr><th scope="row">(.*?)</th>'
-    made = scores.by_class(scores.confusion(scores.read(runs / "many")["val"]))[:3]
+    found = scores.read(runs / "many")["val"]
+    made = scores.by_class(found.labels, found.predicted, 25)[:3]
     hardest = CLASSES[min(range(3), key=lambda i: made[i].f1)]
     assert html.unescape(re.search(pattern, text, re.DOTALL)[1]) == hardest
+
+
+def test_the_page_of_ten_thousand_classes_shows_those_that_matter(runs, tmp_path):
+    few, many = runs / "many", shutil.copytree(runs / "a", tmp_path / "most")
+    widen(many, 10_000)
+    assert main(few) == main(many) == 0
+    page = Elements(many / "report.html")
+    assert "9,900 other classes are not shown" in page.text
+    assert (many / "report.html").stat().st_size < (few / "report.html").stat().st_size + 100_000
+    for split, found in scores.read(few).items():
+        np.testing.assert_array_equal(scores.read(many)[split].predicted, found.predicted)
+        np.testing.assert_array_equal(scores.read(many)[split].confidence, found.confidence)
+
+
+def test_the_record_of_ten_thousand_classes_is_small_and_exact():
+    rng = np.random.default_rng(0)
+    names = tuple(f"a class with a name of its own, {i:05}" for i in range(10_000))
+    labels = rng.integers(0, 10_000, 3_000).astype(np.int32)
+    split = Split("all", tuple(map(str, range(3_000))), labels, no_data, "")
+    logits = rng.normal(size=(3_000, 10_000)).astype(np.float32)
+    logits[np.arange(0, 3_000, 2), labels[::2]] = 9
+    found = {"val": evaluation.Evaluation({"accuracy": 0.5}, logits, np.arange(3_000) != 7)}
+    data = Data({"train": split, "val": split}, names)
+    measured = evaluation.in_detail(data, found)
+    entry = {"epoch": 1, "step": 1, "train": {"loss": 0.1}, "val": {"accuracy": 0.5}}
+    made = report.of_run(data, {"probe": {"best": entry}}, "probe", {}, measured, {}, None, {})
+    assert len(json.dumps(made, indent=2)) < 5_000_000
+    lines = list(evaluation.predictions(data, found))
+    assert len(lines) == 2_999 and max(len(json.dumps(line)) for line in lines) < 500
+    for line in lines[:50]:
+        exact = metrics.probabilities(logits[[int(line["id"])]])[0]
+        np.testing.assert_allclose(line["probabilities"], np.sort(exact)[::-1][:10], rtol=1e-5)
+        np.testing.assert_allclose(exact[line["classes"]], line["probabilities"], rtol=1e-5)
+        assert line["loss"] == pytest.approx(-np.log(exact[line["label"]]), rel=1e-5)
 
 
 def test_keys_that_differ_from_the_default_are_marked(runs):
@@ -147,6 +193,7 @@ def test_a_picture_that_is_gone_is_named_with_words(runs, tmp_path, monkeypatch)
     config = json.loads((copy / "config.json").read_text())
     config["data"]["source"] = f"folder:{tmp_path / 'nowhere'}"
     (copy / "config.json").write_text(json.dumps(config))
+    seal(copy)
     assert main(copy) == 0
     page = Elements(copy / "report.html")
     found = scores.read(copy)["val"]

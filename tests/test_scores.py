@@ -69,7 +69,11 @@ def test_the_interval_of_an_accuracy_covers_the_truth_as_often_as_it_says():
 
 def test_precision_recall_and_f1_are_those_of_the_formulas():
     counts = np.asarray([[8, 2, 0], [1, 5, 0], [0, 0, 0]])
-    first, second, absent = scores.by_class(counts)
+    labels, predicted = (np.repeat(classes.ravel(), counts.ravel()) for classes in np.indices((3, 3)))
+    np.testing.assert_array_equal(scores.confusion(labels, predicted, 3), counts)
+    assert scores.confused(labels, predicted, 5) == [(0, 1, 2), (1, 0, 1)]
+    assert scores.baseline(labels) == (0, 10 / 16)
+    first, second, absent = scores.by_class(labels, predicted, 3)
     assert (first.precision, first.recall, first.support) == (8 / 9, 0.8, 10)
     assert second.f1 == pytest.approx(2 / (1 / second.precision + 1 / second.recall))
     assert absent.support == 0 and np.isnan(absent[:3]).all()

@@ -12,7 +12,7 @@ ORDER = (
     "checks.weights checks.pixels checks.seconds checks.memory checks.machine checks.settings checks.phases "
     "checks.case checks.finding checks together heads train predict evaluate ridge loop evaluation programs inputs "
     "features forward store space finished steps mix optim report compare run_page page charts scores bootstrap "
-    "thumbnails scalars workdir identity checkpoint command parallel data.inspect data.pipeline data.sources "
+    "thumbnails scalars workdir record identity checkpoint command parallel data.inspect data.pipeline data.sources "
     "data.folder_source data.tfds_source data.content data.split data.preprocess data.files data.augment data sealed "
     "console models.zoo freeze weights weights_file keras_layout download models.classifier models.densenet "
     "models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 "

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from test_train import TIMES
 from test_train import run as run_alone
 
 from tltrain import run_page, sweep, train
@@ -47,7 +48,7 @@ def best_of(path):
 def assert_close(a, b, path=""):
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
-        for key in a.keys() - {"seconds", "share_waiting_for_input", "images_per_second"}:
+        for key in a.keys() - set(TIMES):
             assert_close(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, list):
         assert len(a) == len(b), path

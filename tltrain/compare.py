@@ -9,6 +9,7 @@ import numpy as np
 
 from tltrain import bootstrap, charts, console, page, scores
 from tltrain import config as config_lib
+from tltrain.record import read_json, read_report
 
 _COLOURS = 8  # runs drawn in colours of their own: the first, and the most accurate
 _GREY = f"c{_COLOURS}"
@@ -67,7 +68,7 @@ def write(workdirs: Sequence[Path], output: Path) -> None:
 
 
 def _read(workdir, name):
-    report, config = (page.read_record(workdir, part) for part in ("report", "config"))
+    report, config = read_report(workdir), read_json(workdir / "config.json")
     return _Record(name, workdir, report, config_lib.flatten(config), scores.read(workdir))
 
 

@@ -18,6 +18,8 @@ from tltrain.finished import Finished
 from tltrain.inputs import Inputs
 from tltrain.workdir import Clock
 
+_SHOWN = 50  # classes of the table on the terminal
+
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
@@ -79,7 +81,7 @@ def over(run: Finished, split: Split, stop: Callable[[], bool], features: np.nda
 
 
 def _show(run: Finished, split: Split, found: Evaluation) -> None:
-    measured: dict[str, Any] = found.scores
+    measured = found.scores
     unreadable = int((~found.counted).sum())
     console.say(
         f"{run.path}, {run.phase}, on {split.expression}: {int(found.counted.sum())} images"
@@ -87,9 +89,13 @@ def _show(run: Finished, split: Split, found: Evaluation) -> None:
     )
     auc = f", AUC {report.number(measured['auc'])}" if "auc" in measured else ""
     console.say(f"accuracy {report.number(measured['accuracy'])}, loss {report.number(measured['loss'])}{auc}")
-    classes = zip(run.class_names, scores.by_class(np.asarray(measured["confusion"])), strict=True)
-    rows = [[name, str(c.support), *map(report.number, (c.precision, c.recall, c.f1))] for name, c in classes]
+    labels, predicted = split.labels[found.counted], found.predicted[found.counted]
+    classes = list(zip(run.class_names, scores.by_class(labels, predicted, len(run.class_names)), strict=True))
+    shown = classes if len(classes) <= _SHOWN else scores.hardest(classes, _SHOWN)
+    rows = [[name, str(c.support), *map(report.number, (c.precision, c.recall, c.f1))] for name, c in shown]
     console.table("", ["class", "images", "precision", "recall", "F1"], rows)
+    if len(shown) < len(classes):
+        console.say(f"{len(classes) - len(shown)} classes of higher F1 are not shown.")
 
 
 def write_lines(path: Path, lines: Any) -> None:

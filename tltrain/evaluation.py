@@ -10,24 +10,31 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, forward, metrics, parallel, steps
+from tltrain import console, forward, metrics, parallel, scores, steps
 from tltrain.data import pipeline
 from tltrain.data.split import Data, Split
 from tltrain.inputs import SplitInputs, batch_shapes
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 
+NUM_LIKELIEST = 10  # classes of an example whose probabilities are kept where there are very many
+
 
 class Evaluation(NamedTuple):
     """A split under one set of variables.
 
-    `scores` are `loss` in nats, `accuracy`, `confusion` (true class first) and, for two classes, `auc`; `logits`
-    float32 `[N, D]` are those of every example where `counted` bool `[N]`: its image could be read.
+    `scores` are `loss` in nats, `accuracy` and, for two classes, `auc`; `logits` float32 `[N, D]` are those of every
+    example where `counted` bool `[N]`: its image could be read.
     """
 
-    scores: dict[str, Any]
+    scores: dict[str, float]
     logits: np.ndarray
     counted: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class, int `[N]`."""
+        return self.logits.argmax(1) if self.logits.shape[1] > 1 else (self.logits[:, 0] > 0).astype(int)
 
 
 def prepare(model: Classifier, inputs: SplitInputs, config: ConfigDict, mesh: Mesh) -> None:
@@ -69,7 +76,7 @@ def over(
     head_step = _head_step(model, config.batch_size, mesh, config.parallel)
     head = parallel.replicate({"params": {"head": variables["params"]["head"]}}, mesh)
     logits = np.zeros((len(examples.ids), model.num_outputs), np.float32)
-    counted, total = np.zeros(len(logits), bool), metrics.Total(max(model.num_outputs, 2))
+    counted, total = np.zeros(len(logits), bool), metrics.Total()
     batches = forward.activations(program(model, inputs, config, mesh), variables, inputs.batches(None, 0))
     with console.progress(title, pipeline.num_batches(examples.num_examples, config.batch_size)) as update:
         for done, batch in enumerate(parallel.prefetch(batches, mesh, config.parallel), 1):
@@ -89,26 +96,42 @@ def over(
 def of_logits(total: metrics.Total, logits: np.ndarray, counted: np.ndarray, labels: np.ndarray) -> Evaluation:
     """That of a split: the `total` over its examples, the `logits` of those `counted`, the `labels` int32 `[N]`."""
     assert total.count == counted.sum(), "every example is counted exactly once"
-    scores = total.summary() | {"confusion": total.confusion.tolist()}
-    if len(total.confusion) == 2:
-        scores["auc"] = metrics.auc(metrics.binary_score(logits[counted]), labels[counted] == 1)
-    return Evaluation(scores, logits, counted)
+    measured = total.summary()
+    if logits.shape[1] <= 2:
+        measured["auc"] = metrics.auc(metrics.binary_score(logits[counted]), labels[counted] == 1)
+    return Evaluation(measured, logits, counted)
+
+
+def in_detail(data: Data, evaluations: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """The scores of each split with the `baseline`, how accurate the most frequent `answer` always given is.
+
+    Where there are at most `scores.MOST_SHOWN` classes also `confusion`, counts with the true class first.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    num_classes = len(data.class_names)
+    for name, found in evaluations.items():
+        labels, predicted = data.splits[name].labels[found.counted], found.predicted[found.counted]
+        largest, share = scores.baseline(labels)
+        made[name] = found.scores | {"baseline": {"answer": data.class_names[largest], "accuracy": share}}
+        if num_classes <= scores.MOST_SHOWN:
+            made[name]["confusion"] = scores.confusion(labels, predicted, num_classes).tolist()
+    return made
 
 
 def predictions(data: Data, evaluations: dict[str, Evaluation]) -> Iterator[dict[str, Any]]:
     """The lines of `predictions.jsonl`: every example that was counted, by split, in the order of the split.
 
-    Each has `split`, `id`, `label`, `probabilities` `[num_classes]` and `loss` in nats.
+    Each has `split`, `id`, `label`, `probabilities` `[num_classes]` and `loss` in nats. Where there are more than
+    `scores.MOST_SHOWN` classes it has the `NUM_LIKELIEST` alone, most probable first, and which they are: `classes`.
     """
     for name, found in evaluations.items():
-        split, probabilities = data.splits[name], metrics.probabilities(found.logits)
+        split = data.splits[name]
         for i in np.flatnonzero(found.counted):
-            label = int(split.labels[i])
-            loss = -np.log(max(probabilities[i, label], np.finfo(np.float64).tiny))
-            yield {
-                "split": name,
-                "id": split.ids[i],
-                "label": label,
-                "probabilities": [float(f"{p:.6g}") for p in probabilities[i]],
-                "loss": float(f"{loss:.6g}"),
-            }
+            label, probabilities = int(split.labels[i]), metrics.probabilities(found.logits[i : i + 1])[0]
+            loss = -np.log(max(probabilities[label], np.finfo(np.float64).tiny))
+            line = {"split": name, "id": split.ids[i], "label": label}
+            if len(probabilities) > scores.MOST_SHOWN:
+                classes = np.argsort(-probabilities, kind="stable")[:NUM_LIKELIEST]
+                line["classes"], probabilities = classes.tolist(), probabilities[classes]
+            line["probabilities"] = [float(f"{p:.6g}") for p in probabilities]
+            yield line | {"loss": float(f"{loss:.6g}")}

@@ -26,7 +26,8 @@ from tltrain.errors import ConfigError, TerminatedError, WorkdirError
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
-from tltrain.workdir import Clock, read_json
+from tltrain.record import read_json
+from tltrain.workdir import Clock
 
 _KEPT = 0.9  # share of the running mean of the loss that a step keeps
 _DIVERGED = 4.0  # times the lowest running mean so far
@@ -144,7 +145,7 @@ def _losses(
                 raise TerminatedError("stopped while the rate was raised; nothing is kept; start again")
             state, (counted, _) = train_step(state, batch)
             update(done + 1)
-            yield float(counted.loss) / max(int(counted.confusion.sum()), 1)
+            yield float(counted.loss) / max(int(counted.count), 1)
 
 
 def _endless(inputs: SplitInputs) -> Iterator[Any]:

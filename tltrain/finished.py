@@ -12,17 +12,17 @@ from tltrain import freeze, identity, steps
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import sources
 from tltrain.data.split import Split
-from tltrain.errors import DataError, WeightsError, WorkdirError
+from tltrain.errors import DataError, WeightsError
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
-from tltrain.workdir import read_json
+from tltrain.record import PARTS, read_json, read_report
 
 
 class Finished(NamedTuple):
     """A run and its best model on val.
 
     `variables` are `params` and `batch_stats` of `model`, `phase` is the one they come from and `cut` the index of its
-    first trainable stage; `report` is the content of `report.json`.
+    first trainable stage; `report` and `made_of` are the contents of `report.json` and `identity.json`.
     """
 
     path: Path
@@ -33,28 +33,25 @@ class Finished(NamedTuple):
     phase: str
     cut: int
     report: dict[str, Any]
+    made_of: dict[str, Any]
 
 
 def load(path: Path) -> Finished:
     """Reads the run of the workdir `path`.
 
     Raises:
-        WorkdirError: there is no finished run.
+        WorkdirError: there is no finished run, or its record is damaged.
         WeightsError: its checkpoint is missing or damaged.
         ConfigError: its config is not one of this version.
     """
-    report, stored = read_json(path / "report.json"), read_json(path / "config.json")
-    if report is None or stored is None:
-        what = "has no finished run" if stored else "is no workdir"
-        raise WorkdirError(f"{path} {what}; no report.json; give the workdir of a run that ended with a result")
-    config = config_lib.from_dict(stored)
+    report = read_report(path, [name for name in PARTS if name.endswith(".json")])
+    config = config_lib.from_dict(read_json(path / "config.json"))
     class_names = tuple(report["class_names"])
-    if (made_of := read_json(path / "identity.json")) and tuple(made_of["class_names"]) != class_names:
-        raise WorkdirError(f"{path} is not the record of one run; report.json has other classes than identity.json")
     model = zoo.create(config, len(class_names))
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
     cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
-    return Finished(path, config, class_names, model, model_of(path, config, model, phase, step), phase, cut, report)
+    variables, made_of = model_of(path, config, model, phase, step), read_json(path / "identity.json")
+    return Finished(path, config, class_names, model, variables, phase, cut, report, made_of)
 
 
 def own_split(run: Finished, expression: str) -> Split:
@@ -64,8 +61,7 @@ def own_split(run: Finished, expression: str) -> Split:
         DataError: it cannot be read, or its files are not what they were.
     """
     split = sources.load_split(run.config.data, expression, run.class_names)
-    made_of = read_json(run.path / "identity.json")
-    if made_of and (changed := identity.changes(made_of, split)):
+    if changed := identity.changes(run.made_of, split):
         raise DataError(
             f"{run.config.data.source} is not what the run saw; {'; '.join(changed)}; put it back, or name it by "
             "--source to evaluate on it as it is"

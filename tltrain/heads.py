@@ -163,7 +163,7 @@ def evaluate_over(
 ) -> dict[tuple[int, int], evaluation.Evaluation]:
     """What `evaluation.over` tells of each head, by its place in the grid."""
     labels, grid = group.data.splits[split].labels, heads.seed.shape
-    totals = {place: metrics.Total(len(group.data.class_names)) for place in np.ndindex(grid)}
+    totals = {place: metrics.Total() for place in np.ndindex(grid)}
     logits = np.zeros((len(labels), *grid, group.model.num_outputs), np.float32)
     counted = np.zeros((len(labels), len(inputs)), bool)
     with group.clock("eval"):

@@ -1,5 +1,6 @@
 """The steps of one phase: train an epoch, evaluate it, record it, save it; stop anywhere and lose nothing."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -77,7 +78,7 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         if found is None:
             _stop(run, phase, state, total)
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
-        score = record_epoch(run, phase, total, found.scores, passed, rate)
+        score = record_epoch(run, phase, total.summary(), found.scores, passed, rate)
         phase.checkpoints.save(int(state.step), state, phase.record, score)
 
 
@@ -91,15 +92,15 @@ def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -
 
 
 def record_epoch(
-    run: Run, phase: Phase, total: metrics.Total, scores: dict[str, Any], seconds: float, rate: float
+    run: Run, phase: Phase, train: dict[str, float], val: dict[str, float], seconds: float, rate: float
 ) -> float:
     """Adds a finished epoch to the history, logs it, and returns what ranks its checkpoint.
 
     Args:
         run: of which it is a part.
         phase: of which it is the next epoch.
-        total: over its training steps.
-        scores: on val after it, as by `evaluation.over`.
+        train: mean loss and accuracy over its training steps.
+        val: the scores after it, as by `evaluation.over`.
         seconds: of its training steps.
         rate: images a second of these.
 
@@ -108,8 +109,8 @@ def record_epoch(
     """
     epoch = len(phase.record["history"]) + 1
     step = epoch * phase.steps_per_epoch
-    _check_finite(scores["loss"], f"{phase.name}: val loss after epoch {epoch}")
-    entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "step": step, "train": total.summary(), "val": scores}
+    _check_finite(val["loss"], f"{phase.name}: val loss after epoch {epoch}")
+    entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "step": step, "train": train, "val": val}
     phase.record["history"].append(entry)
     phase.record.update(partial=None, clock=run.clock.total())
     run.work.append_metrics(entry | {"seconds": seconds})
@@ -117,7 +118,7 @@ def record_epoch(
         phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
     )
     console.say(report.epoch_line(entry, phase.config.epochs, rate))
-    return _score(run.config, scores)
+    return _score(run.config, val)
 
 
 def _score(config, scores):
@@ -153,7 +154,7 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
     """Steps to the end of `epoch`, also from its middle; returns the state and the totals of the whole epoch."""
     first = int(state.step) - epoch * phase.steps_per_epoch
     begun = phase.record["partial"]
-    total = metrics.Total.from_state(begun) if begun else metrics.Total(len(run.data.class_names))
+    total = metrics.Total(**(begun or {}))
     pending: list[Any] = []
     batches = parallel.prefetch(train.batches(epoch, first), run.mesh, run.config.parallel)
     title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
@@ -187,7 +188,7 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
 
 def _save_within_epoch(run, phase, state, total):
     """A checkpoint that is not evaluated: it counts as the newest, never as the best."""
-    phase.record.update(partial=total.state(), clock=run.clock.total())
+    phase.record.update(partial=dataclasses.asdict(total), clock=run.clock.total())
     phase.checkpoints.save(int(state.step), state, phase.record, score=-1e30)
 
 
@@ -210,7 +211,7 @@ def record_steps(
         _check_finite(float(grad_norm), f"{phase.name}: gradient at step {step}")
         total.add(counted)
         if step % run.config.log.every_steps == 0:
-            one = metrics.Total(len(run.data.class_names))
+            one = metrics.Total()
             one.add(counted)
             scalars = one.summary() | {"grad_norm": float(grad_norm), "learning_rate": float(phase.schedule(step - 1))}
             run.work.append_metrics({"phase": phase.name, "step": step, **scalars})

@@ -1,7 +1,7 @@
 """Metrics as sums and counts: batches of any size and mask add up to the exact figures of a split."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -11,55 +11,37 @@ import numpy as np
 
 @flax.struct.dataclass
 class Metrics:
-    """Sums over examples: `loss` float32 `[]`, and `confusion` int32 `[num_classes, num_classes]`, true class first."""
+    """Sums over examples: `loss` float32 `[]`, and int32 `[]` how many were `correct` of the `count`."""
 
     loss: jax.Array
-    confusion: jax.Array
+    correct: jax.Array
+    count: jax.Array
 
 
-def of_batch(losses: jax.Array, predicted: jax.Array, label: jax.Array, mask: jax.Array, num_classes: int) -> Metrics:
+def of_batch(losses: jax.Array, predicted: jax.Array, label: jax.Array, mask: jax.Array) -> Metrics:
     """Sums of one batch: `losses` float32 `[B]`, `predicted` and `label` int32 `[B]`, counted where `mask` `[B]`."""
-    confusion = jnp.zeros((num_classes, num_classes), jnp.int32).at[label, predicted].add(mask.astype(jnp.int32))
-    return Metrics(jnp.where(mask, losses, 0.0).sum(), confusion)
+    correct = mask & (predicted == label)
+    return Metrics(jnp.where(mask, losses, 0.0).sum(), *(x.sum(dtype=jnp.int32) for x in (correct, mask)))
 
 
+@dataclasses.dataclass
 class Total:
-    """Running total on the host: loss in float64, counts in int64."""
+    """Running total on the host, the loss in float64; `dataclasses.asdict` gives its state as JSON."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.loss = 0.0
-        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+    loss: float = 0.0
+    correct: int = 0
+    count: int = 0
 
     def add(self, metrics: Metrics) -> None:
         """Adds one batch."""
         self.loss += float(metrics.loss)
-        self.confusion += np.asarray(metrics.confusion)
-
-    @property
-    def count(self) -> int:
-        """Number of examples."""
-        return int(self.confusion.sum())
+        self.correct += int(metrics.correct)
+        self.count += int(metrics.count)
 
     def summary(self) -> dict[str, float]:
         """Mean loss and accuracy; NaN where nothing was counted."""
         count = self.count or float("nan")
-        return {"loss": self.loss / count, "accuracy": float(np.trace(self.confusion)) / count}
-
-    def state(self) -> dict[str, Any]:
-        """What `from_state` makes an equal total of; JSON."""
-        return {"loss": self.loss, "confusion": self.confusion.tolist()}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Total":
-        """The total that `state` was taken of."""
-        total = cls(len(state["confusion"]))
-        total.loss, total.confusion = state["loss"], np.asarray(state["confusion"], np.int64)
-        return total
-
-    @classmethod
-    def of_scores(cls, scores: dict[str, Any]) -> "Total":
-        """The total whose mean `loss` and `confusion` are `scores`."""
-        return cls.from_state(scores | {"loss": scores["loss"] * np.sum(scores["confusion"])})
+        return {"loss": self.loss / count, "accuracy": self.correct / count}
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What all pages are made with: templates that escape what they are given, figures as text, a run's record.
+"""What all pages are made with: templates that escape what they are given, figures as text.
 
 A page is one file that needs no network and runs no script.
 """
@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 
 from tltrain.errors import WorkdirError
-from tltrain.workdir import read_json
 
 
 def format_by(value: float | None, kind: str) -> str:
@@ -63,12 +62,3 @@ def write_text(path: Path, text: str) -> None:
         raise WorkdirError(
             f"cannot write the page; {error.strerror}; {path}; free space or check the folder"
         ) from error
-
-
-def read_record(workdir: Path, name: str) -> Any:
-    """The content of `NAME.json` of a finished run; raises WorkdirError where it is not there."""
-    found = read_json(workdir / f"{name}.json")
-    if found is None:
-        what = "has no finished run" if (workdir / "config.json").exists() else "is no workdir"
-        raise WorkdirError(f"{workdir} {what}; no {name}.json; give the workdir of a run that ended with a result")
-    return found

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import command, compare, console, freeze, page, run_page, scores
+from tltrain import command, compare, console, freeze, run_page
 from tltrain import config as config_lib
 from tltrain.data import sources
 from tltrain.data.split import Data
 from tltrain.errors import ConfigError
+from tltrain.record import read_json
 
 
 def number(value: float | None) -> str:
@@ -139,7 +140,7 @@ def of_run(
     phases: dict[str, Any],
     chosen: str,
     origin: dict[str, Any],
-    test: dict[str, Any] | None,
+    measured: dict[str, dict[str, Any]],
     num_corrupt: dict[str, int],
     images_per_second: float | None,
     seconds: dict[str, float],
@@ -151,7 +152,7 @@ def of_run(
         phases: `phase_result` of each, by name.
         chosen: the phase whose best model is the run's.
         origin: of the initial weights.
-        test: the scores of that model on test, None where there is no such split.
+        measured: what `evaluation.in_detail` says of that model.
         num_corrupt: unreadable images by split.
         images_per_second: of its frozen stages, see `Inputs.images_per_second`.
         seconds: by part of the run.
@@ -164,8 +165,8 @@ def of_run(
         "class_counts": {n: dict(zip(data.class_names, map(int, c), strict=True)) for n, c in counts.items()},
         "weights": origin,
         "phases": phases,
-        "chosen": {"phase": chosen, **phases[chosen]["best"]},
-        **({} if test is None else {"test": test}),
+        "chosen": {"phase": chosen, **phases[chosen]["best"], "val": measured["val"]},
+        **({"test": measured["test"]} if "test" in measured else {}),
         "num_corrupt": num_corrupt,
         "features": {"images_per_second": None if images_per_second is None else round(images_per_second, 1)},
         "seconds": {part: round(spent, 2) for part, spent in seconds.items()},
@@ -195,10 +196,10 @@ def show(report: dict[str, Any], workdir: Path) -> None:
             best = phase["best"]["epoch"]
             console.say(f"{name} stopped early, after epoch {done} of {phase['epochs']}: none since {best} was better.")
     chosen = report["chosen"]
-    largest, share = scores.baseline(chosen["val"]["confusion"])
+    baseline = chosen["val"]["baseline"]
     console.say(
         f"Best on val: {chosen['phase']}, epoch {chosen['epoch']}, accuracy {number(chosen['val']['accuracy'])}; "
-        f"always answering '{report['class_names'][largest]}' gives {number(share)}."
+        f"always answering '{baseline['answer']}' gives {number(baseline['accuracy'])}."
     )
     if "test" in report:
         test = report["test"]
@@ -235,8 +236,12 @@ def _write_pages(workdirs: list[Path], output: Path | None) -> Path:
         return output
     if output is not None:
         raise ConfigError("--output is for several runs; a single one has its report.html; leave it out")
-    stored = page.read_record(workdirs[0], "config")
-    return run_page.write(workdirs[0], lambda: sources.load((c := config_lib.from_dict(stored)).data, c.seed))
+
+    def read_data():
+        config = config_lib.from_dict(read_json(workdirs[0] / "config.json"))
+        return sources.load(config.data, config.seed)
+
+    return run_page.write(workdirs[0], read_data)
 
 
 if __name__ == "__main__":

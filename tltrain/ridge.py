@@ -6,7 +6,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from tltrain import evaluation, forward, loop, metrics, steps
+from tltrain import evaluation, forward, loop, steps
 from tltrain.data import sources
 from tltrain.errors import TerminatedError
 from tltrain.loop import Phase, Run
@@ -30,9 +30,9 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
     of_val = loop.evaluate_split(run, variables, val, "val")
     if of_train is None or of_val is None:
         raise TerminatedError("stopped before the ridge probe was saved; the same command solves it again")
-    total = metrics.Total.of_scores(of_train.scores)
     phase.record["seconds"] = seconds
-    score = loop.record_epoch(run, phase, total, of_val.scores, seconds, total.count / seconds)
+    rate = of_train.counted.sum() / seconds
+    score = loop.record_epoch(run, phase, of_train.scores, of_val.scores, seconds, rate)
     step = jnp.asarray(phase.steps_per_epoch, jnp.int32)
     state = dataclasses.replace(state, step=step, params=variables["params"])
     phase.checkpoints.save(phase.steps_per_epoch, state, phase.record, score)

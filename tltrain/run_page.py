@@ -10,10 +10,12 @@ from tltrain import charts, page, scores, thumbnails
 from tltrain import config as config_lib
 from tltrain.data.split import Data
 from tltrain.errors import WorkdirError
+from tltrain.record import read_json, read_report
 
 _MOST_PICTURES = 24  # of a split
 _LIKELY_MISTAKES = 64  # examples of highest loss whose pictures are made beside those
 _LARGEST_MATRIX = 20  # classes; of more the most frequent confusions are listed
+_MOST_CLASSES = 100  # rows of a table of classes
 _METRICS = {  # name: label and format
     "accuracy": ("accuracy", "percent"),
     "loss": ("loss, nats", "number"),
@@ -58,7 +60,8 @@ def end_run(workdir: Path, read_data: Callable[[], Data]) -> None:
 
 def render(workdir: Path, read_data: Callable[[], Data]) -> str:
     """The text of the page; arguments as of `write`."""
-    report, config, environment = (page.read_record(workdir, name) for name in ("report", "config", "environment"))
+    report = read_report(workdir)
+    config, environment = (read_json(workdir / name) for name in ("config.json", "environment.json"))
     predictions = scores.read(workdir)
     estimates = {split: scores.with_intervals(found) for split, found in predictions.items()}
     pictures = {split: _pictures(split, found, report, read_data) for split, found in predictions.items()}
@@ -70,7 +73,7 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
         backbone=config["model"]["backbone"],
         class_names=report["class_names"],
         chosen=report["chosen"],
-        baseline=_baseline(report),
+        baseline=report["chosen"]["val"]["baseline"],
         figures=_figures(report, estimates),
         curves=_curves(report["phases"]),
         best_by=config["checkpoint"]["best"],
@@ -88,6 +91,7 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
         parts=[{"name": part, "seconds": s, "share": s / sum(seconds.values())} for part, s in seconds.items()],
         total_seconds=sum(seconds.values()),
         counts=report["class_counts"],
+        counted=_counted(report),
         corrupt=report["num_corrupt"],
         environment=_environment(report, environment),
         packages=environment["packages"],
@@ -101,9 +105,10 @@ def _pictures(split, found, report, read_data):
     return thumbnails.of(report["fingerprints"][split], wanted, likely, lambda: read_data().splits[split])
 
 
-def _baseline(report):
-    largest, share = scores.baseline(report["chosen"]["val"]["confusion"])
-    return {"answer": report["class_names"][largest], "share": share}
+def _counted(report):
+    """Classes in their order, or where they are very many those with the fewest training images, fewest first."""
+    names, of_train = report["class_names"], report["class_counts"]["train"]
+    return names if len(names) <= _MOST_CLASSES else sorted(names, key=lambda name: of_train[name])[:_MOST_CLASSES]
 
 
 def _figures(report, estimates):
@@ -151,17 +156,20 @@ def _scaled(value, scale):
 
 
 def _split(name, found, ece, pictures, report):
-    counts, class_names = scores.confusion(found), report["class_names"]
-    classes = [{"name": n, "scores": s} for n, s in zip(class_names, scores.by_class(counts), strict=True)]
+    class_names, answers = report["class_names"], (found.labels, found.predicted)
+    classes = list(zip(class_names, scores.by_class(*answers, len(class_names)), strict=True))
     small = len(class_names) <= _LARGEST_MATRIX
     return {
         "name": name,
         "count": len(found.ids),
         "num_wrong": int((~found.correct).sum()),
         "num_corrupt": report["num_corrupt"][name],
-        "matrix": _matrix(counts, class_names) if small else None,
-        "pairs": _pairs(counts, class_names),
-        "classes": classes if small else sorted(classes, key=lambda c: np.nan_to_num(c["scores"].f1, nan=2)),
+        "matrix": _matrix(scores.confusion(*answers, len(class_names)), class_names) if small else None,
+        "pairs": [
+            {"label": class_names[label], "predicted": class_names[predicted], "count": count}
+            for label, predicted, count in scores.confused(*answers, _LARGEST_MATRIX)
+        ],
+        "classes": classes if small else scores.hardest(classes, _MOST_CLASSES),
         "ece": ece,
         "reliability": charts.reliability("Reliability", scores.reliability(found)),
         "mistakes": [
@@ -185,17 +193,6 @@ def _matrix(counts, class_names):
         cells = [{"count": c, "share": c / total, "kind": kind} for c, kind in zip(row, kinds, strict=True)]
         made.append({"name": name, "cells": cells})
     return made
-
-
-def _pairs(counts, class_names):
-    """The most frequent confusions, most frequent first."""
-    wrong = counts - np.diag(np.diag(counts))
-    largest = np.argsort(-wrong, axis=None, kind="stable")[:_LARGEST_MATRIX]
-    return [
-        {"label": class_names[i], "predicted": class_names[j], "count": int(wrong[i, j])}
-        for i, j in zip(*np.unravel_index(largest, wrong.shape), strict=True)
-        if wrong[i, j]
-    ]
 
 
 def _config(stored):

@@ -1,7 +1,6 @@
 """What the best model of a run said of each example, read from `predictions.jsonl`, and the scores that follow."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,24 +9,27 @@ import numpy as np
 from tltrain import bootstrap, metrics
 from tltrain.errors import WorkdirError
 
+MOST_SHOWN = 100  # classes of which every probability and every pair confused is kept
 NUM_BINS = 15  # of confidence, of equal width, as in Guo et al. 2017 (arXiv 1706.04599)
 
 
 class Predictions(NamedTuple):
     """The readable examples of one split.
 
-    `labels` is int `[N]`, `probabilities` float64 `[N, num_classes]`, `losses` float64 `[N]` in nats.
+    `labels` is int `[N]`, `probabilities` float64 `[N, K]` of every class, or of the `classes` int `[N, K]`, most
+    probable first, where they are not all; `losses` is float64 `[N]` in nats.
     """
 
     ids: tuple[str, ...]
     labels: np.ndarray
     probabilities: np.ndarray
     losses: np.ndarray
+    classes: np.ndarray | None = None
 
     @property
     def predicted(self) -> np.ndarray:
         """The most probable class, int `[N]`."""
-        return self.probabilities.argmax(1)
+        return self.probabilities.argmax(1) if self.classes is None else self.classes[:, 0]
 
     @property
     def confidence(self) -> np.ndarray:
@@ -71,7 +73,8 @@ def read(workdir: Path) -> dict[str, Predictions]:
         with path.open() as file:
             for line in file:
                 entry = json.loads(line)
-                rows[entry["split"]].append([entry[key] for key in ("id", "label", "probabilities", "loss")])
+                row = [entry[key] for key in ("id", "label", "probabilities", "loss")]
+                rows[entry["split"]].append([*row, entry.get("classes")])
         return {split: _of_rows(found) for split, found in rows.items() if found}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise WorkdirError(
@@ -80,8 +83,14 @@ def read(workdir: Path) -> dict[str, Predictions]:
 
 
 def _of_rows(rows):
-    ids, labels, probabilities, losses = zip(*rows, strict=True)
-    return Predictions(ids, np.asarray(labels, int), np.asarray(probabilities, float), np.asarray(losses, float))
+    ids, labels, probabilities, losses, classes = zip(*rows, strict=True)
+    return Predictions(
+        ids,
+        np.asarray(labels, int),
+        np.asarray(probabilities, float),
+        np.asarray(losses, float),
+        None if classes[0] is None else np.asarray(classes, int),
+    )
 
 
 def with_intervals(found: Predictions) -> dict[str, bootstrap.Estimate]:
@@ -119,34 +128,38 @@ def reliability(found: Predictions) -> list[Bin]:
     return made
 
 
-def confusion(found: Predictions) -> np.ndarray:
-    """Counts int64 `[num_classes, num_classes]`, true class first."""
-    counts = np.zeros((found.probabilities.shape[1],) * 2, np.int64)
-    np.add.at(counts, (found.labels, found.predicted), 1)
-    return counts
+def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts int64 `[num_classes, num_classes]` of pairs of int `[N]`, true class first."""
+    return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def baseline(confusion: Sequence[Sequence[int]]) -> tuple[int, float]:
-    """The largest class and the accuracy of always answering it, over the examples that `confusion` counts."""
-    counts = np.sum(confusion, axis=1)
-    return int(counts.argmax()), float(counts.max() / counts.sum())
+def confused(labels: np.ndarray, predicted: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """The pairs of a true and another predicted class that are most frequent, at most `most`, each with its count."""
+    wrong = labels != predicted
+    pairs, counts = np.unique(np.stack([labels, predicted])[:, wrong], axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(int(pairs[0, i]), int(pairs[1, i]), int(counts[i])) for i in order]
 
 
-def by_class(counts: np.ndarray) -> list[OfClass]:
-    """One entry a class, from a confusion matrix, true class first."""
+def baseline(labels: np.ndarray) -> tuple[int, float]:
+    """The largest class and the accuracy of always answering it, over the examples of `labels` int `[N]`."""
+    counts = np.bincount(labels)
+    return int(counts.argmax()), float(counts.max() / len(labels))
 
-    def share(part, whole):
-        return part / whole if whole else float("nan")
 
-    return [
-        OfClass(
-            share(counts[i, i], counts[:, i].sum()),
-            share(counts[i, i], counts[i].sum()),
-            share(2 * counts[i, i], counts[i].sum() + counts[:, i].sum()),
-            int(counts[i].sum()),
-        )
-        for i in range(len(counts))
-    ]
+def by_class(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> list[OfClass]:
+    """One entry a class, from true and predicted classes int `[N]`."""
+    of_class, answers, right = (
+        np.bincount(classes, minlength=num_classes) for classes in (labels, predicted, labels[labels == predicted])
+    )
+    with np.errstate(invalid="ignore"):
+        columns = (right / answers, right / of_class, 2 * right / (of_class + answers), of_class)
+    return [OfClass(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def hardest(classes: list[tuple[str, OfClass]], most: int) -> list[tuple[str, OfClass]]:
+    """Of names with their scores those of lowest F1, lowest first, at most `most`; without examples a class is last."""
+    return sorted(classes, key=lambda entry: np.nan_to_num(entry[1].f1, nan=2))[:most]
 
 
 def mistakes(found: Predictions, most: int) -> np.ndarray:

@@ -82,11 +82,6 @@ def probabilities(logits: jax.Array) -> jax.Array:
     return nn.softmax(logits)
 
 
-def num_classes(logits: jax.Array) -> int:
-    """Number of classes that `logits` `[B, D]` tell apart."""
-    return max(logits.shape[-1], 2)
-
-
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -145,9 +140,9 @@ def train_step(
         return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, batch_stats)
 
     grads, (logits, losses, batch_stats) = jax.grad(summed_loss, has_aux=True)(trainable)
-    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))
+    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"])
     grads, counted = _sum_over(axis_name, (grads, counted))
-    grads = jax.tree.map(lambda g: g / jnp.maximum(counted.confusion.sum(), 1), grads)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(counted.count, 1), grads)
     moved, opt_state = _update(state, tx, grads, trainable, frozen)
     average = _averaged(state.average, moved, ema) if ema else None
     state = TrainState(state.step + 1, freeze.merge(moved, frozen), batch_stats, opt_state, average)
@@ -184,5 +179,5 @@ def eval_step(
     """
     logits: Any = model.apply(variables, batch["inputs"], len(model.backbone.stages))
     losses = example_losses(logits, batch["label"])
-    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"], num_classes(logits))
+    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"])
     return _sum_over(axis_name, counted), logits

@@ -5,6 +5,7 @@ The config file defines, beside `get_config`, a function `sweep` that yields one
 the same command goes on with a sweep that was stopped, and a finished run is not done again.
 """
 
+import contextlib
 import runpy
 import sys
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from ml_collections import ConfigDict
 from tltrain import command, console, report, table, together, train
 from tltrain import config as config_lib
 from tltrain.data import sources
-from tltrain.errors import ConfigError, TerminatedError, TltrainError
+from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirError
 from tltrain.models import zoo
+from tltrain.record import read_json, read_report
 from tltrain.space import NoSpaceError
-from tltrain.workdir import Clock, read_json
+from tltrain.workdir import Clock
 
 
 class Member(NamedTuple):
@@ -161,13 +163,19 @@ def _train_together(runs, stop):
 
 def _result(member, title, stop):
     """The content of `report.json` of a finished run; runs it where there is none."""
-    finished = read_json(member.path / "report.json")
-    if finished is not None:
+    if (finished := _finished(member)) is not None:
         return finished
     console.say(f"{title} ...")
     member.path.mkdir(parents=True, exist_ok=True)
     with console.into(member.path / "output.txt"):
         return train.run(member.config, member.path, Clock(), stop)
+
+
+def _finished(member):
+    """The content of `report.json`, None where there is none that is sound."""
+    with contextlib.suppress(WorkdirError):
+        return read_report(member.path)
+    return None
 
 
 def _outcome(result):
@@ -180,7 +188,7 @@ def show(runs: list[Member], workdir: Path) -> None:
     """Prints the table of the finished runs and writes it to the workdir as CSV, Markdown and LaTeX."""
     reports: dict[str, dict[int, dict[str, Any]]] = {}
     for member in runs:
-        finished = read_json(member.path / "report.json")
+        finished = _finished(member)
         reports.setdefault(member.arm, {}).update({} if finished is None else {member.config.seed: finished})
     made = table.rows(reports)
     lost = [arm for arm, of_seeds in reports.items() if not of_seeds]

@@ -82,13 +82,13 @@ class _Member:
         """Records an epoch of `finished` steps; `state` is that of all heads after it."""
         if self.is_over():
             return
-        total = metrics.Total(len(self.run.data.class_names))
+        total = metrics.Total()
         step = int(state.step[self.place])
         try:
             with console.into(self.run.work.path / "output.txt"):
                 mine = [at(result, self.place) for result in finished]
                 loop.record_steps(self.run, self.phase, mine, total, step)
-                score = loop.record_epoch(self.run, self.phase, total, scores, seconds, rate)
+                score = loop.record_epoch(self.run, self.phase, total.summary(), scores, seconds, rate)
         except TltrainError as error:
             self.error = error
             return
@@ -113,11 +113,11 @@ class _Member:
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
         num_images = run.data.splits["train"].num_examples
         result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, phase.plan)
-        test = evaluations["test"].scores if "test" in evaluations else None
+        measured = evaluation.in_detail(run.data, evaluations)
         counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
-        whole = report.of_run(run.data, {"probe": result}, "probe", seed.origin, test, counted, rate, seconds)
+        whole = report.of_run(run.data, {"probe": result}, "probe", seed.origin, measured, counted, rate, seconds)
         run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
-        run.work.write_json("report.json", whole)
+        whole = run.work.finish(whole)
         run.scalars.result(whole)
         try:
             run_page.end_run(run.work.path, lambda: run.data)

@@ -26,11 +26,12 @@ from tltrain import (
 )
 from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
-from tltrain.errors import TerminatedError
+from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.inputs import Inputs
 from tltrain.loop import Phase, Run
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
+from tltrain.record import read_report
 from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
@@ -58,7 +59,7 @@ def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] =
 
 def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], bool]) -> dict[str, Any]:
     path = work.path
-    if (finished := work.read_json("report.json")) is not None:
+    if (finished := _finished(path)) is not None:
         console.say(f"This run is finished; remove {path} to run it again.")
         report.show(finished, path)
         return finished
@@ -80,10 +81,21 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
                 best[name] = variables
         result = _finish(shared, phases, best, origin)
         scalars.result(result)
-    work.write_json("report.json", result)
+    result = work.finish(result)
     run_page.end_run(path, lambda: data)
     report.show(result, path)
     return result
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The content of `report.json` where the run is finished and its record sound; where it is not, it is made anew."""
+    if not (path / "report.json").exists():
+        return None
+    try:
+        return read_report(path)
+    except WorkdirError as error:
+        console.warn(f"{error}; this is that command")
+        return None
 
 
 def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict[str, Any]]:
@@ -162,6 +174,6 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
             )
         evaluations[split] = found
     run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
-    scores = evaluations["test"].scores if "test" in evaluations else None
+    measured = evaluation.in_detail(run.data, evaluations)
     counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
-    return report.of_run(run.data, phases, chosen, origin, scores, counted, rate, run.clock.total())
+    return report.of_run(run.data, phases, chosen, origin, measured, counted, rate, run.clock.total())

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import fcntl
 import json
-import math
 import os
 import platform
 import socket
@@ -20,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import identity
+from tltrain import identity, record
 from tltrain.data.split import Data
 from tltrain.errors import ConfigError, DataError, WeightsError, WorkdirError
 
@@ -125,15 +124,15 @@ class Workdir:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the workdir, None where it is not there."""
-        return read_json(self.path / name)
+        return record.read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file as a whole: the old content or the new stands there, never a part."""
-        self._write(name, [json.dumps(_without_nan(value), indent=2)])
+        self._write(name, [record.json_of(value, indent=2)])
 
     def write_lines(self, name: str, values: Iterable[dict[str, Any]]) -> None:
         """Writes a file of JSON lines, as a whole too."""
-        self._write(name, (json.dumps(_without_nan(value)) for value in values))
+        self._write(name, map(record.json_of, values))
 
     def _write(self, name, lines):
         part = self.path / f"{name}.part"
@@ -148,11 +147,17 @@ class Workdir:
                 f"cannot write {self.path / name}; {error.strerror}; free space and start again"
             ) from error
 
+    def finish(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Writes `report` as `report.json`, with the digests of what the run is read back from; returns all of it."""
+        whole = record.sealed(self.path, report)
+        self.write_json("report.json", whole)
+        return whole
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
         try:
             with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(_without_nan(line)) + "\n")
+                file.write(record.json_of(line) + "\n")
         except OSError as error:
             raise WorkdirError(f"cannot write metrics.jsonl; {error.strerror}; in {self.path}; free space") from error
 
@@ -170,27 +175,6 @@ class Workdir:
         part = path.with_suffix(".part")
         part.write_bytes(b"".join(kept))
         part.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a workdir, None where it is not there.
-
-    Raises:
-        WorkdirError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"cannot read {path}; {error}; remove it or choose another --workdir") from error
-
-
-def _without_nan(value):
-    """NaN and infinity are no JSON; they become null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment() -> dict[str, Any]:
