@@ -71,3 +71,28 @@ def test_eight_devices_agree_with_one(tiny, tmp_path, variant):
                 assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
                 assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
                 assert (12 * b["val"]["accuracy"]) == pytest.approx(round(12 * b["val"]["accuracy"]))
+
+
+PROGRAMS = """
+import sys, warnings
+from pathlib import Path
+import jax
+from tltrain import parallel, sealed
+
+warnings.simplefilter("error")
+parallel.cache_compilations(Path(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+x = jax.numpy.arange(8.0)
+for damage in (lambda whole: whole, lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: whole[1:]):
+    jax.clear_caches()
+    assert jax.jit(lambda x: (x @ x + 1) * 2)(x) == 282
+    for path in Path(sys.argv[1]).rglob("jit__lambda*"):
+        assert sealed.read(path), "it is whole again"
+        path.write_bytes(damage(path.read_bytes()))
+assert not sealed.read(path)
+"""
+
+
+def test_a_compiled_program_that_is_damaged_is_compiled_and_kept_again(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", PROGRAMS, str(tmp_path)], env=environment, check=True)

@@ -3,20 +3,17 @@
 import argparse
 import contextlib
 import difflib
-import os
 import re
 import runpy
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tltrain import config, console, download, parallel
-from tltrain.errors import ConfigError, TltrainError
+from tltrain import config, console, download, parallel, signals
+from tltrain.errors import ConfigError, TerminatedError, TltrainError
 from tltrain.verbs import VERBS
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)")  # of a key of the config
@@ -88,10 +85,10 @@ def number(low: float, high: float) -> Callable[[str], float]:
 def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Callable[[], bool]], int]) -> int:
     """Runs `work(arguments, stop)` of a verb and returns its exit code, or that of the error it raises.
 
-    `stop()` is true once SIGTERM or SIGINT came. `--debug` in `argv` shows the traceback of an error.
+    `stop()` is true once SIGTERM or SIGINT came, see `signals`. `--debug` in `argv` shows the traceback of an error.
     """
     try:
-        with _stop_signals() as stop:
+        with signals.noted() as stop:
             arguments = _read(parser, argv[1:])
             parallel.cache_compilations(download.cache_dir() / "xla")
             return work(arguments, stop)
@@ -100,6 +97,9 @@ def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Cal
             traceback.print_exc()
         console.warn(str(error))
         return error.exit_code
+    except signals.Abandoned as stopped:
+        console.warn(str(stopped))
+        return TerminatedError.exit_code
 
 
 def _read(parser: Parser, given: list[str]) -> argparse.Namespace:
@@ -179,22 +179,3 @@ def _short(said: object) -> str:
     """What foreign code says in a line; its beginning and its end where that is long."""
     line = " ".join(str(said).split())
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that is true once SIGTERM or SIGINT came; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(number, _):
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        print("\ntltrain: stopping after this step and saving; once more to stop at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import command, console, forward, space, store
+from tltrain import command, console, forward, signals, space, store
 from tltrain.data import begin_import, import_tensorflow, pipeline
 from tltrain.data.augment import Augment
 from tltrain.data.split import Split
@@ -161,7 +161,8 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             console.say("Another process computes the same features; waiting for it ...")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with signals.abandonable("waiting"):
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

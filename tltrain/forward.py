@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tltrain import parallel
+from tltrain import parallel, signals
 from tltrain.data.pipeline import Batch
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier, frozen_constants, run_frozen
@@ -56,7 +56,8 @@ def result(program: Program) -> jax.ShapeDtypeStruct:
 @functools.cache
 def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
     """`run_frozen` as a function of `(constants, x)`, compiled once a process; threads may call it side by side."""
-    return _lowered(program).compile()
+    with signals.abandonable("compiling"):
+        return _lowered(program).compile()
 
 
 def constants(program: Program, variables: dict) -> dict:

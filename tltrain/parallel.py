@@ -14,9 +14,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import compilation_cache
+from jax._src.compilation_cache_interface import CacheInterface
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tltrain import sealed, signals
 from tltrain.errors import ConfigError
+
+
+class _Programs(CacheInterface):
+    """Compiled programs in a folder; one that a kill cut short, or that was damaged, is compiled and written again.
+
+    JAX's own cache writes in place, never writes over what is there, and warns of a damaged file in every process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, key: str) -> bytes | None:
+        return sealed.read(self._path / key)
+
+    def put(self, key: str, value: bytes) -> None:
+        sealed.write(self._path / key, value)
 
 
 def cache_compilations(folder: Path) -> None:
@@ -28,6 +47,7 @@ def cache_compilations(folder: Path) -> None:
         with contextlib.suppress(OSError):  # no folder, no cache: only time is lost
             (folder / processor()).mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder / processor()))
+            compilation_cache.get_file_cache = lambda path: (_Programs(Path(path)), path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -106,16 +126,17 @@ def compile_step(
     `axis_name`. With `donate` the memory of `state` is given to the result. A call with other shapes is an error, never
     a silent compilation.
     """
-    if mode == "pmap":
-        return _compile_pmap(step, state, batch, mesh, per_example)
-    whole, parts = shardings(mesh)
-    jitted = jax.jit(
-        step,
-        in_shardings=(whole, parts),
-        out_shardings=(whole, parts if per_example else whole),
-        donate_argnums=(0,) if donate else (),
-    )
-    return jitted.lower(state, batch).compile()
+    with signals.abandonable("compiling"):
+        if mode == "pmap":
+            return _compile_pmap(step, state, batch, mesh, per_example)
+        whole, parts = shardings(mesh)
+        jitted = jax.jit(
+            step,
+            in_shardings=(whole, parts),
+            out_shardings=(whole, parts if per_example else whole),
+            donate_argnums=(0,) if donate else (),
+        )
+        return jitted.lower(state, batch).compile()
 
 
 def _compile_pmap(step, state, batch, mesh, per_example):

@@ -21,6 +21,7 @@ from tltrain import (
     report,
     ridge,
     run_page,
+    signals,
     steps,
     weights,
 )
@@ -64,12 +65,13 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
         report.show(finished, path)
         return finished
     mesh = parallel.make_mesh(config.batch_size)
-    with clock("data"):
-        data = sources.load(config.data, config.seed)
-    sources.check(config, data)
-    console.say(report.data_line(data))
-    model = zoo.create(config, len(data.class_names))
-    variables, origin = initial_variables(config, model)
+    with signals.abandonable("reading data and weights"):
+        with clock("data"):
+            data = sources.load(config.data, config.seed)
+        sources.check(config, data)
+        console.say(report.data_line(data))
+        model = zoo.create(config, len(data.class_names))
+        variables, origin = initial_variables(config, model)
     work.begin(data, origin.get("sha256"))
     inputs = Inputs(config, model, data, mesh, clock, stop)
     phases, best = {}, {}
