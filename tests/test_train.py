@@ -209,8 +209,12 @@ def test_a_damaged_checkpoint_is_never_used_nor_replaced_by_a_worse_one(tiny, tm
 def test_a_finished_run_is_shown_again_and_not_done_again(tiny, tmp_path, capsys):
     first = run(tiny, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    page = tmp_path / "run" / "report.html"
+    whole = page.read_bytes()
+    page.unlink()  # as where a kill came before it was written
     assert without_times(run(tiny, tmp_path / "run")) == without_times(json.loads(json.dumps(first)))
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert page.read_bytes() == whole
     assert "finished" in capsys.readouterr().out
 
 

@@ -62,6 +62,8 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
     path = work.path
     if (finished := _finished(path)) is not None:
         console.say(f"This run is finished; remove {path} to run it again.")
+        if not (path / "report.html").exists():  # a kill came between
+            run_page.end_run(path, lambda: sources.load(config.data, config.seed))
         report.show(finished, path)
         return finished
     mesh = parallel.make_mesh(config.batch_size)
