@@ -6,13 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import write_images
 from test_train import run, without_times
 from test_weights import save_backbone
 
-from tltrain import config as config_lib
 from tltrain import evaluate, features, predict, record, sealed
-from tltrain.data import content, folder_source, sources
+from tltrain.data import content
 from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
 
 
@@ -168,42 +166,3 @@ def test_a_record_that_is_not_what_the_run_wrote_is_refused_and_the_run_writes_i
 
 def positions(rng, whole, count):
     return zip(rng.integers(0, len(whole), count).tolist(), rng.integers(0, 8, count).tolist(), strict=True)
-
-
-LAYOUTS = {  # folders with a class folder each -> splits of the default config, or the error
-    "classes alone": (["a", "b"], ("train[:80%]", "train[80%:]")),
-    "train alone": (["train/a", "train/b"], ("train[:80%]", "train[80%:]")),
-    "train and val": (["train/a", "train/b", "val/a"], ("train", "val")),
-    "three": (["Training/a", "Training/b", "validation/a", "TEST/b"], ("train", "val", "test")),
-    "train and test": (["train/a", "train/b", "test/a"], ("train[:80%]", "train[80%:]", "test")),
-    "a class named train": (["train", "bus"], ("train[:80%]", "train[80%:]")),
-    "test and val alone": (["test/a", "val/a"], "names of splits, not classes"),
-    "splits without classes": (["train", "val"], "names of splits, not classes"),
-    "two of a role": (["train/a", "Training/a"], "are both a split 'train'"),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_folders_are_known_as_splits_or_as_classes(layout, tmp_path):
-    folders, expected = LAYOUTS[layout]
-    for folder in folders:
-        write_images((tmp_path / folder).parent, {(tmp_path / folder).name: 10})
-    config = config_lib.default()
-    config.data.source = f"folder:{tmp_path}"
-    if isinstance(expected, str):
-        with pytest.raises(DataError, match=expected):
-            sources.load(sources.resolved(config).data, 0)
-        return
-    config = sources.resolved(config)
-    assert config.data.splits == expected
-    data = sources.load(config.data, 0)
-    assert sum(split.num_examples for split in data.splits.values()) == 10 * len(folders)
-
-
-def test_a_folder_that_no_split_names_is_left_out_by_name(tmp_path):
-    for folder in ("train", "val", "extra"):
-        write_images(tmp_path / folder, {"a": 5, "b": 5})
-    data = folder_source.load(tmp_path, ("train[:50%]", "train[50%:]"))
-    assert data.left_out == {"folders beside the splits": ("extra/", "val/")}
-    with pytest.raises(DataError, match="no folder for the split test; its splits are train, val"):
-        folder_source.load(tmp_path, ("train", "test"))

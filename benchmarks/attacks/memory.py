@@ -30,7 +30,7 @@ def main():
         slopes.append(slope)
         shown = " ".join(f"{mib:.0f}" for mib in found[499::500])
         print(f"{kind}: MiB after every 500 steps {shown}; {slope:+.3f} MiB in 100 steps")
-    sys.exit(max(slopes) > LIMIT)
+    sys.exit(bool(max(slopes) > LIMIT))
 
 
 def memory(kind):

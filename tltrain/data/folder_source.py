@@ -149,23 +149,29 @@ def _bases(root, names, expressions, left_out):
 
 def _classes(base, root, left_out):
     """`{class name: files}` of the class folders in `base`."""
-    classes = {}
-    visited: set[tuple[int, int]] = set()
+    folders = {}
     for path in sorted(base.iterdir()):
         if not path.is_dir():
             left_out["files beside class folders"].append(_name(path, root))
         elif not _is_class(path):
             left_out["folders whose name begins with . or __"].append(f"{_name(path, root)}/")
         else:
-            classes[path.name] = _walk(path, root, left_out, visited)
-    return classes
+            folders[path.name] = path
+    return _walk(folders, root, left_out)
 
 
-def _walk(folder: Path, root: Path, left_out: LeftOut, visited: set[tuple[int, int]]) -> list[Path]:
-    """The files at any depth below `folder`, by path; no folder is entered twice, whatever links there are."""
-    files, due = [], [folder]
-    while due:
-        current = due.pop()
+def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, list[Path]]:
+    """The files at any depth below each of `folders`, by path.
+
+    No folder is entered twice, nor one that `root` lies in, and links to folders come after all that is no link, so
+    they take nothing from another name.
+    """
+    files: dict[str, list[Path]] = {name: [] for name in folders}
+    above = {parent for folder in folders.values() for parent in folder.parents} | set(root.resolve().parents)
+    visited = {(status.st_dev, status.st_ino) for status in map(Path.stat, above)}
+    due, links = ([entry for entry in folders.items() if entry[1].is_symlink() == link] for link in (False, True))
+    while due or links:
+        name, current = due.pop() if due else links.pop(0)
         try:
             status = current.stat()
             entries = list(current.iterdir())
@@ -186,12 +192,12 @@ def _walk(folder: Path, root: Path, left_out: LeftOut, visited: set[tuple[int, i
                 left_out["links to nothing"].append(_name(path, root))
                 continue
             if stat.S_ISDIR(mode):
-                due.append(path)
+                (links if path.is_symlink() else due).append((name, path))
             elif stat.S_ISREG(mode):
-                files.append(path)
+                files[name].append(path)
             else:
                 left_out["pipes, sockets and devices"].append(_name(path, root))
-    return sorted(files)
+    return {name: sorted(found) for name, found in files.items()}
 
 
 def _is_image(path, kind):
@@ -202,7 +208,7 @@ def _is_image(path, kind):
 def images_below(folder: Path) -> tuple[list[Path], LeftOut]:
     """The images at any depth below `folder`, by path, and what else lies there."""
     left_out: LeftOut = collections.defaultdict(list)
-    files = _walk(folder, folder, left_out, set())
+    files = _walk({"": folder}, folder, left_out)[""]
     images = []
     for path in files:
         if _is_image(path, kind := kind_of(read_first(path))):
