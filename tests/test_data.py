@@ -285,3 +285,23 @@ def test_a_bad_tfds_source_is_refused_with_its_reason(case, shared_data):
     config.update(data_dir=str(shared_data / "tfds"), **changes)
     with pytest.raises(DataError, match=message):
         sources.load(config, seed=0)
+
+
+@pytest.mark.shared_data
+def test_damaged_records_of_tfds_are_one_error_and_not_as_many_unreadable_images(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(shared_data / "tfds", tmp_path / "tfds")
+    (records,) = (tmp_path / "tfds").rglob("*.tfrecord-*")
+    whole = records.read_bytes()
+    config = config_of("tfds:cats_vs_dogs", ("train[:80%]", "train[80%:]"))
+    config.data_dir = str(tmp_path / "tfds")
+    sources.load(config, seed=0)  # keeps the labels, so that records are read with the first image
+    for damaged in (whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], whole[: len(whole) // 2]):
+        records.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot read cats_vs_dogs/4.0.1; .*prepare the data set again"):
+            sources.load(config, seed=0)
+    records.write_bytes(whole)
+    data = sources.load(config, seed=0)
+    records.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"cannot read cats_vs_dogs/4.0.1; .*prepare the data set again"):
+        batches(data.splits["train"], pipeline.Corrupt(data.splits["train"], 1.0, print))

@@ -14,7 +14,7 @@ from tltrain import sealed
 from tltrain.data import content, import_tensorflow
 from tltrain.data.split import Data, Split
 from tltrain.download import cache_dir
-from tltrain.errors import DataError
+from tltrain.errors import DataError, foreign_errors
 
 
 def load(name: str, config: ConfigDict) -> Data:
@@ -33,9 +33,16 @@ def load(name: str, config: ConfigDict) -> Data:
     keys = builder.info.supervised_keys
     if not keys or not hasattr(builder.info.features[keys[1]], "names"):
         raise DataError(f"{name} is no classification data set; TFDS declares {keys}; choose another data.source")
-    splits = [_tfds_split(tfds, builder, expression, keys, config) for expression in config.splits]
+    with _unreadable(builder):
+        splits = [_tfds_split(tfds, builder, expression, keys, config) for expression in config.splits]
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     return Data(roles, tuple(builder.info.features[keys[1]].names))
+
+
+def _unreadable(builder):
+    """Whatever TFDS raises of files that are gone or damaged becomes a DataError."""
+    what, remedy = f"cannot read {builder.info.full_name}", f"in {builder.info.data_dir}; prepare the data set again"
+    return foreign_errors(DataError, what, remedy)
 
 
 def to_prepare(name: str, config: ConfigDict) -> str:
@@ -112,7 +119,8 @@ def _read_records(tfds, builder, expression, keys, count):
         read_config=tfds.ReadConfig(interleave_cycle_length=1),
         shuffle_files=False,
     )
-    records = [(record[image_key], int(record[label_key])) for record in dataset.as_numpy_iterator()]
+    with _unreadable(builder):
+        records = [(record[image_key], int(record[label_key])) for record in dataset.as_numpy_iterator()]
     if len(records) != count:
         raise DataError(
             f"split {expression!r} of {builder.info.full_name} has {len(records)} examples, its metadata says "
