@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import difflib
+import errno
+import os
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +15,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tltrain import config, console, download, parallel, signals
-from tltrain.errors import ConfigError, TerminatedError, TltrainError
+from tltrain import config, console, download, parallel, places, signals
+from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirError, reason_of
 from tltrain.verbs import VERBS
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)")  # of a key of the config
 _SWITCHES = {key for key, value in config.flatten(config.default()).items() if isinstance(value, bool)}
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _LONGEST = 300  # characters of what foreign code says
 
 
@@ -50,7 +54,7 @@ def of_config(verb: str) -> Parser:
     """What reads the command line of a verb over a config; it gives `config`, not validated yet, and `workdir`."""
     made = Parser(verb)
     text = "file of the experiment; --config.KEY=VALUE changes a key of it, and tltrain/config.py has every key"
-    made.add_argument("--config", dest="config_file", metavar="FILE", required=True, help=text)
+    made.add_argument("--config", dest="config_file", type=_config_file, metavar="FILE", required=True, help=text)
     made.add_argument("--workdir", type=path, metavar="DIR", help="folder of the record; default: runs/NAME_OF_FILE")
     return made
 
@@ -66,7 +70,14 @@ def path(text: str) -> Path:
     """The `type` of an argument that is a path."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
-    return Path(text).expanduser()
+    return places.local(text, "on the command line")
+
+
+def _config_file(text):
+    """`FILE` or `FILE:TEXT`, the `~` of `FILE` expanded."""
+    file, colon, other = text.partition(":")
+    places.local(text, "given by --config")
+    return f"{file and places.local(file, 'given by --config')}{colon}{other}"
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
@@ -92,14 +103,29 @@ def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Cal
             arguments = _read(parser, argv[1:])
             parallel.cache_compilations(download.cache_dir() / "xla")
             return work(arguments, stop)
-    except TltrainError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        console.warn(str(error))
-        return error.exit_code
     except signals.Abandoned as stopped:
         console.warn(str(stopped))
-        return TerminatedError.exit_code
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(TerminatedError.exit_code)  # XLA may compile yet in a thread, which would crash as Python ends
+    except (TltrainError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_DISK:
+            raise
+        if "--debug" in argv:
+            traceback.print_exc()
+        return _told(error)
+
+
+def _told(error: Exception) -> int:
+    """Says `error` in a line and returns its exit code; one of a full disk may have been met by the output itself."""
+    if isinstance(error, TltrainError):
+        console.warn(str(error))
+        return error.exit_code
+    place = getattr(error, "filename", None) or "while output was written"
+    with contextlib.suppress(OSError):  # standard error may lie on the same disk
+        console.warn(f"{reason_of(error)}; {place}; free space or check the disk, and start again")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what standard output holds yet would fail again at the end
+    return WorkdirError.exit_code
 
 
 def _read(parser: Parser, given: list[str]) -> argparse.Namespace:
