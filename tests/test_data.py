@@ -9,6 +9,7 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
+from tltrain import report
 from tltrain.config import default
 from tltrain.data import pipeline, sources
 from tltrain.data.augment import Augment
@@ -140,6 +141,7 @@ def test_images_are_known_by_content_and_what_is_left_out_is_named(images, tmp_p
     for hidden in (".ipynb_checkpoints", "__MACOSX"):
         (root / hidden).mkdir()
         shutil.copy(source, root / hidden / "x.jpg")
+    (root / "__MACOSX" / "y.jpg").touch()
     (root / "dark" / "notes.txt").write_text("no image")
     (root / "light" / "gone.jpg").symlink_to(tmp_path / "nothing")
     (root / "light" / "again").symlink_to(root / "light")
@@ -148,14 +150,18 @@ def test_images_are_known_by_content_and_what_is_left_out_is_named(images, tmp_p
     assert data.class_names == ("dark", "light")
     assert sum(split.num_examples for split in data.splits.values()) == 48 + 3
     assert data.left_out == {
-        "folders whose name begins with . or __": (".ipynb_checkpoints/", "__MACOSX/"),
-        "files beside class folders": ("beside.jpg",),
-        "hidden files and folders": ("dark/.hidden.jpg",),
+        "folders whose name begins with . or __": (".ipynb_checkpoints/ with 1 file", "__MACOSX/ with 2 files"),
+        "files beside the classes": ("beside.jpg",),
+        "hidden files or folders": ("dark/.hidden.jpg",),
         "links to nothing": ("light/gone.jpg",),
-        "pipes, sockets and devices": ("light/pipe.jpg",),
-        "links to folders that are there already": ("light/again/",),
+        "pipes, sockets or devices": ("light/pipe.jpg",),
+        "links to a folder that is there already": ("light/again/",),
         ".txt files": ("dark/notes.txt",),
     }
+    told = report.left_out(data.left_out)
+    for part in ("1 hidden file or folder (", "1 link to nothing (", "1 pipe, socket or device (", "1 .txt file ("):
+        assert part in told
+    assert "2 folders whose name begins with . or __ (.ipynb_checkpoints/ with 1 file, ...)" in told
 
 
 def test_sub_folders_are_the_splits_where_they_exist(tmp_path):

@@ -111,7 +111,7 @@ PLANTED = {
         data.check_left_out,
         "advice",
         0,
-        "left out: 1 .txt files: train/light/a.txt",
+        "left out: 1 .txt file: train/light/a.txt",
     ),
     "scaled": (scale_before_saving, data.check_files, "problem", 4, "no image is brighter than 1 of 255"),
     "16 bit": (deepen, data.check_files, "advice", 0, "16 bits a pixel"),
@@ -188,7 +188,7 @@ def test_too_little_disk_is_found_for_the_record_and_for_the_features(tiny, root
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
     case = case_of(tiny, tmp_path)
     found = [*machine.check_workdir(case), *memory.check_disk(case)]
-    assert [f.exit_code for f in found if f.level == "problem"] == [6, 6, 6]
+    assert [f.exit_code for f in found if f.level == "problem"] == [6, 6, 6, 6]
     assert "would compute frozen stages anew" in found[2].text
 
 

@@ -216,7 +216,8 @@ def test_stored_views_train_as_the_augmented_images_of_their_epochs(tiny, tmp_pa
 
 def test_a_full_disk_is_refused_with_the_cuts_that_fit(tiny, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))  # less than 36 x 1280 x 4 bytes
+    full = tmp_path / "features"  # less than 36 x 1280 x 4 bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000 if path == full else 2**30))
     tiny.features.enabled = "on"
     with pytest.raises(
         WorkdirError, match=r"36 images need 0\.00017 GiB .* one that fits: .*'block_1' \(6\.9e-05 GiB\)"

@@ -124,7 +124,7 @@ WRONG = {
     "wrong type": (["--config.probe.epochs=many"], 2, "invalid literal"),
     "unknown flag": (["--work_dir=x"], 2, "work_dir"),
     "wrong value": (["--config.batch_size=0"], 2, "batch_size = 0, allowed: an integer from 1 to"),
-    "no such weights": (["--config.model.weights=no.h5"], 5, "no weight file at no.h5"),
+    "no such weights": (["--config.model.weights=no.h5"], 5, "/no.h5; set model.weights"),
     "no such folder": (["--config.data.source=folder:/nowhere"], 4, "no folder at /nowhere"),
     "workdir is a file": (["--workdir=/dev/null"], 6, "cannot write the workdir"),
     "no dashes": (

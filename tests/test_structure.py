@@ -17,7 +17,7 @@ ORDER = (
     "console models.zoo freeze weights weights_file keras_layout download models.classifier models.densenet "
     "models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 "
     "models.xception models.vgg models.pooling models.backbone models.layers models.winograd models.convolution "
-    "metrics config rules verbs signals errors "
+    "metrics config rules places verbs signals errors "
 ).split()
 HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
 HOMES |= {"absl": "command", "keras": "export_keras"}

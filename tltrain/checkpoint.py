@@ -8,11 +8,14 @@ manifest (sha256 of every file) is written, and one that does not match is never
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from tltrain.errors import WeightsError, foreign_errors
+from tltrain import places
+from tltrain.errors import WeightsError, WorkdirError, foreign_errors, reason_of
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised as well, and told in a line
 
 _FROZEN = "frozen"
 
@@ -32,26 +36,34 @@ class Checkpoints:
     """The checkpoints below `folder`, by step. The best one has the largest `score`, the earliest of equals."""
 
     def __init__(self, folder: Path, keep: int, frozen: tuple[str, ...]) -> None:
-        """Leaves whose name starts with one of `frozen` are taken to be the same at every step."""
+        """Leaves whose name starts with one of `frozen` are taken to be the same at every step.
+
+        Raises:
+            WorkdirError: the folder cannot be written.
+        """
         self._folder, self._frozen = folder.resolve(), frozen
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._sound = self._verify()
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=_rank, n=1)])
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False, best_fn=_rank, preservation_policy=policy
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with places.writing(self._folder, "check the folder and its disk, or choose another --workdir"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._sound = self._verify()
+            self._closing = contextlib.ExitStack()
+            self._named = self._closing.enter_context(places.literal(self._folder))
+            self._manager = ocp.CheckpointManager(self._named, options=options)
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float) -> None:
         """Stores `state`, a tree of arrays, and `record` (JSON) under `step`; older ones beyond `keep` go.
 
         Raises:
-            WeightsError: the disk is full or cannot be written; earlier checkpoints stay.
+            WorkdirError: the disk is full or cannot be written; earlier checkpoints stay.
         """
         leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
         frozen = {name for name in leaves if name.startswith(self._frozen)}
         moving = jax.device_get({name: leaf for name, leaf in leaves.items() if name not in frozen})
-        try:
+        with self._saving(step):
+            self._check_room(state)
             if frozen and not self._manifest(_FROZEN).exists():
                 self._save_frozen(jax.device_get({name: leaves[name] for name in frozen}))
             if step in self._manager.all_steps():  # stopped there before it was evaluated
@@ -61,15 +73,32 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics={"score": score, "step": step}, force=True)
             self._manager.wait_until_finished()
             self._write_manifest(str(step))
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"cannot save step {step}; {error}; at {self._folder}; free space and start again"
-            ) from error
         self._sound.add(step)
+
+    def _check_room(self, state):
+        """Raises OSError where the disk is too full, of which Orbax, which writes in many threads, tells in as many."""
+        each, once = num_bytes(state, self._frozen)
+        needed = each + (0 if self._manifest(_FROZEN).exists() else once)
+        if needed > shutil.disk_usage(self._folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    @contextlib.contextmanager
+    def _saving(self, step):
+        """Turns whatever goes wrong within into a WorkdirError; what threads say of it, then or later, is dropped."""
+        before, sys.unraisablehook = sys.unraisablehook, _pass_over
+        try:
+            yield
+        except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code[1])) if code else reason_of(error)
+            raise WorkdirError(
+                f"cannot save step {step}; {reason}; at {self._folder}; free space and start again"
+            ) from error
+        sys.unraisablehook = before
 
     def _save_frozen(self, leaves):
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(self._folder / _FROZEN, leaves, force=True)
+            checkpointer.save(self._named / _FROZEN, leaves, force=True)
         self._write_manifest(_FROZEN)
 
     def share_frozen(self, other: "Checkpoints") -> None:
@@ -104,12 +133,13 @@ class Checkpoints:
             frozen = {}
             if self._manifest(_FROZEN).exists():
                 with ocp.StandardCheckpointer() as checkpointer:
-                    frozen = checkpointer.restore(self._folder / _FROZEN)
+                    frozen = checkpointer.restore(self._named / _FROZEN)
         return restored["state"] | frozen, restored["record"]
 
     def close(self) -> None:
         """Ends the threads of Orbax."""
         self._manager.close()
+        self._closing.close()
 
     def steps(self) -> list[int]:
         """The sound steps."""
@@ -160,6 +190,20 @@ class Checkpoints:
             path.relative_to(self._folder.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in files
         }
+
+
+def _pass_over(unraisable):
+    """Says nothing of what is left of a save that failed, and all of what else goes wrong."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
+def num_bytes(state: Any, frozen: tuple[str, ...]) -> tuple[int, int]:
+    """What a checkpoint of `state`, arrays or shapes, takes; and what is stored once, the leaves of `frozen`."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in leaves.items()}
+    once = sum(size for name, size in sizes.items() if name.startswith(frozen))
+    return sum(sizes.values()) - once, once
 
 
 def with_leaves(tree: Any, leaves: dict[str, np.ndarray]) -> Any:

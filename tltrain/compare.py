@@ -1,6 +1,7 @@
 """Finished runs side by side, as a page and a table: scores, paired differences, val curves, what configs differ in."""
 
 import os
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,8 @@ def _names(workdirs):
 
 
 def _link(workdir, output):
-    return Path(os.path.relpath((workdir / "report.html").resolve(), output.resolve().parent)).as_posix()
+    path = os.path.relpath((workdir / "report.html").resolve(), output.resolve().parent)
+    return urllib.parse.quote(os.fsencode(Path(path).as_posix()))
 
 
 def _row(record: _Record, first: _Record, split) -> Row:

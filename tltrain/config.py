@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from tltrain import places
 from tltrain.errors import ConfigError
 from tltrain.rules import LARGEST, PHASES, RULES, is_dict, shown, unknown
 
@@ -224,13 +225,13 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_dict(stored: dict) -> ConfigDict:
-    """The config that `to_json` wrote, as read from JSON; a key that is newer than it has its default.
+    """The config that `to_json` wrote, as read from JSON, its paths absolute; a key newer than it has its default.
 
     Raises:
         ConfigError: it has a key that is not known.
     """
     config = default()
-    for key, value in flatten(stored).items():
+    for key, value in ((flat := flatten(stored)) | places.absolute(flat)).items():
         if message := unknown(key):
             raise ConfigError(f"{message}; in a config.json; read it with the version of tltrain that wrote it")
         _assign(config, key, tuple(value) if isinstance(value, list) else value)
@@ -241,5 +242,6 @@ def differences(config: ConfigDict, stored: dict) -> list[str]:
     """`key: stored -> given` for each key in which `stored`, as read from JSON, differs; see `from_dict`."""
     given, before = (flatten(json.loads(to_json(c))) for c in (config, default()))
     before |= flatten(stored)
+    given, before = (flat | places.absolute(flat) for flat in (given, before))
     keys = sorted(given.keys() | before.keys())
     return [f"{key}: {before.get(key)!r} -> {given.get(key)!r}" for key in keys if given.get(key) != before.get(key)]

@@ -1,6 +1,7 @@
 """What a run says on the terminal: a live bar where there is one, plain lines elsewhere."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from tltrain import places
+
 _FILE_WIDTH = 120  # characters of a table where there is no terminal
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+_PLURAL = re.compile(r"(^| )(folder|file|link|pipe|socket|device)s(?=[ ,]|$)")
+_SINGULAR = r"\1\2"
 _PLAIN_SECONDS = 15.0  # between two plain lines about the same work
 
 
 def printable(text: str) -> str:
     """`text` of a user as one line of a terminal: what moves the cursor or is no character is shown by its code."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, what: str) -> str:
+    """`number` of `what`, the plural of files and the like: "1 hidden file or folder", "2 hidden files or folders"."""
+    return f"{number} {what}" if number != 1 else f"1 {_PLURAL.sub(_SINGULAR, what)}"
 
 
 def say(text: str) -> None:
@@ -30,10 +40,13 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def into(path: Path) -> Iterator[None]:
-    """Within the block all but warnings goes to the end of the file `path`, as plain lines."""
+    """Within the block all but warnings goes to the end of the file `path`, as plain lines; raises WorkdirError."""
     global _console
     before = _console
-    with path.open("a") as file:
+    with places.writing(path, "free space or check the folder, or choose another --workdir"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as file:
         _console = Console(file=file, width=_FILE_WIDTH, highlight=False, soft_wrap=True)
         try:
             yield

@@ -38,6 +38,7 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
     if arguments.source and not arguments.source.startswith("tfds:"):
         run.config.data.data_dir = ""
     config.validate(run.config)
+    run = run._replace(config=sources.with_absolute_paths(run.config))
     expression = arguments.split or _last_split(arguments, run)
     if arguments.source or arguments.data_dir:
         split = sources.load_split(run.config.data, expression, run.class_names)

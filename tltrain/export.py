@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tltrain import command, console, finished, steps
+from tltrain import command, console, finished, places, steps
 from tltrain.data.preprocess import decode, load_image
 from tltrain.errors import ConfigError, DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.export_formats import FORMATS, Function
@@ -115,8 +115,8 @@ def _export_one(run, name, folder, photos, stop):
     start = time.perf_counter()
     path = folder / FORMATS[name].file
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export_", dir=folder) as part:
-        unproven = Path(part) / path.name
+    with tempfile.TemporaryDirectory(prefix=".export_", dir=folder) as part, places.literal(Path(part)) as named:
+        unproven = named / path.name
         FORMATS[name].write(run, unproven)
         compared = compare(FORMATS[name].load(unproven), photos, stop)
         if not compared.difference <= TOLERANCE:
@@ -179,7 +179,8 @@ def _say(name, path, compared, num_photos, seconds):
         f"{name}: {path}, {mib:.1f} MiB, {seconds:.0f} s; on {num_photos} photos of val the same class for "
         f"{100 * compared.agreement:.1f} %, probabilities differ by at most {compared.difference:.0e}"
     )
-    console.say(f"  {FORMATS[name].usage.replace('PATH', str(path))}")
+    usage = FORMATS[name].usage.replace("'PATH'", repr(str(path)))
+    console.say(f"  {usage}")
     console.say(f"  class names: {FORMATS[name].class_names}")
 
 

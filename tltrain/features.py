@@ -5,7 +5,6 @@ and the examples. `python -m tltrain.features --list` shows what is stored, `--c
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -20,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import command, console, forward, signals, space, store
+from tltrain import command, console, forward, places, signals, space, store
 from tltrain.data import begin_import, import_tensorflow, pipeline
 from tltrain.data.augment import Augment
 from tltrain.data.split import Split
@@ -45,7 +44,7 @@ class Wanted(NamedTuple):
 
 def directory(config: ConfigDict) -> Path:
     """Where the stores of `config` lie."""
-    return Path(config.features.dir).expanduser() if config.features.dir else cache_dir() / "features"
+    return Path(config.features.dir) if config.features.dir else cache_dir() / "features"
 
 
 def ensure(
@@ -158,11 +157,11 @@ def place(model: Classifier, cut: int) -> str:
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            places.lock(file)
         except BlockingIOError:
             console.say("Another process computes the same features; waiting for it ...")
             with signals.abandonable("waiting"):
-                fcntl.flock(file, fcntl.LOCK_EX)
+                places.lock(file, wait=True)
         yield
 
 
@@ -204,11 +203,12 @@ def main(argv: list[str]) -> int:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="show what is stored")
     action.add_argument("--clear", nargs="*", metavar="NAME", help="remove these stores, or all")
-    parser.add_argument("--dir", type=command.path, default=cache_dir() / "features", help="default: %(default)s")
+    parser.add_argument("--dir", type=command.path, help="default: features in the cache folder of tltrain")
     return command.run(parser, argv, _run)
 
 
 def _run(arguments, stop):
+    arguments.dir = arguments.dir or cache_dir() / "features"
     found = {folder.name: folder for folder in store.folders(arguments.dir)}
     if arguments.list:
         _show(list(found.values()), arguments.dir)
@@ -226,7 +226,7 @@ def _run(arguments, stop):
 def _removed(folder):
     """Removes a store, unless a living process computes it."""
     with folder.with_suffix(".lock").open("w") as file, contextlib.suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        places.lock(file)
         shutil.rmtree(folder)
         Path(file.name).unlink()
         return True

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import charts, command, console, finished, freeze, optim, page, parallel, programs, steps, train
+from tltrain import charts, command, console, finished, freeze, optim, page, parallel, places, programs, steps, train
 from tltrain import config as config_lib
 from tltrain.data import sources
 from tltrain.data.split import Data
-from tltrain.errors import ConfigError, TerminatedError, WorkdirError
+from tltrain.errors import ConfigError, TerminatedError
 from tltrain.inputs import Inputs, SplitInputs
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
@@ -186,11 +186,9 @@ def suggestion(curve: Curve) -> dict[str, float] | None:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    try:
+    with places.writing(path, "free space or choose another --workdir"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=2) + "\n")
-    except OSError as error:
-        raise WorkdirError(f"cannot write {path}; {error.strerror}; free space or choose another --workdir") from error
 
 
 def _drawn(curve: Curve, found: dict[str, Any], num_steps: int, workdir: Path) -> str:

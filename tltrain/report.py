@@ -46,7 +46,7 @@ def left_out(found: Mapping[str, Sequence[str]], named: int = 1) -> str:
     parts = []
     for reason, names in found.items():
         shown = ", ".join(names[:named]) + (", ..." if len(names) > named else "")
-        parts.append(f"{len(names)} {reason} ({shown})")
+        parts.append(f"{console.counted(len(names), reason)} ({shown})")
     return "; ".join(parts)
 
 

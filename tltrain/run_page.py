@@ -1,6 +1,7 @@
 """The record of a run -> `report.html`: learning curves, metrics with intervals, mistakes, config, environment."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def end_run(workdir: Path, read_data: Callable[[], Data]) -> None:
     except Exception as error:  # who reads of it must know that nothing of the run is lost
         raise WorkdirError(
             f"the run is finished, its page is not; {type(error).__name__}: {error}; in {workdir}; report.json is "
-            f"complete; python -m tltrain.report {workdir} writes the page again"
+            f"complete; python -m tltrain.report {shlex.quote(str(workdir))} writes the page again"
         ) from error
 
 

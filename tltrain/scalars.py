@@ -1,14 +1,20 @@
 """Scalars of a run to TensorBoard, by tensorboardX, which needs no TensorFlow, and to Weights & Biases, if wanted."""
 
+import contextlib
+import os
+import socket
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from tltrain import config as config_lib
-from tltrain import console
+from tltrain import console, places
 from tltrain.errors import ConfigError
 
 
@@ -18,27 +24,44 @@ class Scalars:
     def __init__(self, workdir: Path, config: ConfigDict) -> None:
         """Raises ConfigError where W&B is wanted and cannot be used."""
         self._folder = workdir / "tensorboard" if config.log.tensorboard else None
-        self._writers: dict[str, SummaryWriter] = {}
+        self._files: dict[str, RecordWriter] = {}
         self._wandb = _wandb_run(workdir, config) if config.log.wandb_project else None
         self._failed = True
 
     def close(self) -> None:
         """Closes the files; without a `result` the run of W&B counts as failed, and may be resumed."""
-        for writer in self._writers.values():
-            writer.close()
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # all of it is flushed, or its error is told already
+                file.close()
         if self._wandb:
             self._wandb.finish(exit_code=int(self._failed))
 
     def write(self, phase: str, step: int, values: dict[str, float]) -> None:
-        """Adds `values` by tag at `step`; after a resume, later steps of an earlier process are hidden."""
+        """Adds `values` by tag at `step`; after a resume, later steps of an earlier process are hidden.
+
+        Raises:
+            WorkdirError: the disk is full or cannot be written.
+        """
         if self._folder:
-            if phase not in self._writers:
-                self._writers[phase] = SummaryWriter(str(self._folder / phase), purge_step=step)
-            for tag, value in values.items():
-                self._writers[phase].add_scalar(tag, value, step)
-            self._writers[phase].flush()
+            folder = self._folder / phase
+            with places.writing(folder, "free space or check the folder, or set log.tensorboard = False"):
+                self._write_events(folder, step, values)
         if self._wandb:
             self._wandb.log({f"{phase}/{tag}": value for tag, value in values.items()} | {f"{phase}/step": step})
+
+    def _write_events(self, folder, step, values):
+        """By this thread, which hears of errors; a new file begins with what hides the later steps of others."""
+        parts: list[dict[str, Any]] = []
+        if folder.name not in self._files:
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            self._files[folder.name] = RecordWriter(str(folder / name))
+            parts += [{"file_version": "brain.Event:2"}, {"session_log": SessionLog(status=SessionLog.START)}]
+        parts += [{"summary": scalar(tag, value)} for tag, value in values.items()]
+        for part in parts:
+            event = Event(wall_time=time.time(), step=step, **part)
+            self._files[folder.name].write(event.SerializeToString())
+        self._files[folder.name].flush()
 
     def result(self, report: dict[str, Any]) -> None:
         """Adds the scores of the chosen model: `report` is the content of `report.json`."""
@@ -59,9 +82,10 @@ def _wandb_run(workdir: Path, config: ConfigDict) -> Any:
             "or set log.wandb_project to ''"
         ) from error
     path = workdir / "wandb" / "id"
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex)
+    with places.writing(path, "free space or check the folder, or set log.wandb_project to ''"):
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex)
     try:
         run = wandb.init(
             project=project,

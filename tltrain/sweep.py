@@ -166,7 +166,6 @@ def _result(member, title, stop):
     if (finished := _finished(member)) is not None:
         return finished
     console.say(f"{title} ...")
-    member.path.mkdir(parents=True, exist_ok=True)
     with console.into(member.path / "output.txt"):
         return train.run(member.config, member.path, Clock(), stop)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tltrain import bootstrap, report
+from tltrain import bootstrap, places, report
 
 
 class Row(NamedTuple):
@@ -112,9 +112,10 @@ def write(made: Sequence[Row], folder: Path) -> None:
     writer.writerow(Row._fields)
     writer.writerows(["" if value != value else value for value in row] for row in made)
     body = [cells(row) for row in made]
-    (folder / "table.csv").write_text(text.getvalue())
-    (folder / "table.md").write_text(_markdown(body))
-    (folder / "table.tex").write_text(_latex(body))
+    with places.writing(f"the table of {folder}", "free space or check the folder; the same command writes it"):
+        (folder / "table.csv").write_text(text.getvalue())
+        (folder / "table.md").write_text(_markdown(body))
+        (folder / "table.tex").write_text(_latex(body))
 
 
 def _markdown(body):

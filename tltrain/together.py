@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import console, evaluation, freeze, loop, metrics, optim, parallel, report, run_page, steps, train
+from tltrain import console, evaluation, freeze, loop, metrics, optim, parallel, report, run_page, space, steps, train
 from tltrain.checkpoint import Checkpoints
 from tltrain.data import sources
 from tltrain.errors import TltrainError
@@ -150,7 +150,6 @@ def run(
     model = zoo.create(config, len(data.class_names))
     seeds: list[_Seed] = []
     for (first, path), *_ in grid:
-        path.mkdir(parents=True, exist_ok=True)
         output = path / "output.txt" if seeds else None
         with _into(output):
             variables, origin = train.initial_variables(first, model)
@@ -166,6 +165,8 @@ def run(
             for a, cell in enumerate(row)
             if is_due(cell[1])
         ]
+        each, once = space.of_checkpoints(config, model, "probe")
+        space.check_checkpoints(members[0].run.work.path, each * len(members) + once * len(grid))
         heads = _train(group, seeds, heads, members)
         _finish(group, seeds, heads, members)
     return {member.run.work.path: member.error for member in members if member.error}

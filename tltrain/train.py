@@ -22,6 +22,7 @@ from tltrain import (
     ridge,
     run_page,
     signals,
+    space,
     steps,
     weights,
 )
@@ -73,6 +74,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
         sources.check(config, data)
         console.say(report.data_line(data))
         model = zoo.create(config, len(data.class_names))
+        space.check_checkpoints(path, space.of_run(config, model))
         variables, origin = initial_variables(config, model)
     work.begin(data, origin.get("sha256"))
     inputs = Inputs(config, model, data, mesh, clock, stop)
@@ -108,7 +110,7 @@ def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict
     if source == "random":
         console.say("Weights: random; nothing is pretrained")
         return zoo.init(model, config.seed, None), {"source": source}
-    path = download.imagenet(model.backbone) if source == "imagenet" else Path(source).expanduser()
+    path = download.imagenet(model.backbone) if source == "imagenet" else Path(source)
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
     loaded = weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256)
     published = model.backbone.weight_file if source == "imagenet" else None

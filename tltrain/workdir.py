@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -19,11 +18,12 @@ import jax
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import identity, record
+from tltrain import identity, places, record
 from tltrain.data.split import Data
 from tltrain.errors import ConfigError, DataError, WeightsError, WorkdirError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "h5py")
+_REMEDY = "free space or check the folder, and start again, or choose another --workdir"
 
 
 class Clock:
@@ -63,25 +63,23 @@ class Workdir:
         """Takes the lock; nothing of a run is written before `begin`.
 
         Raises:
-            WorkdirError: the folder cannot be written, or another process holds it.
+            WorkdirError: the folder cannot be written or locked, or another process holds it.
             ConfigError: it holds a run of another config; the differing keys are named.
         """
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("a+")
-        except OSError as error:
-            raise WorkdirError(
-                f"cannot write the workdir; {error.strerror}; {path}; choose another --workdir"
-            ) from error
-        self._take_lock()
-        stored = self.read_json("config.json")
-        if stored is not None and (changed := config_lib.differences(config, stored)):
-            self.close()
-            raise ConfigError(
-                f"the workdir holds a run of another config; {path}: {', '.join(changed)}; "
-                "choose another --workdir, or give the same config"
-            )
+        with contextlib.ExitStack() as undo:
+            with places.writing(f"the workdir {path}", _REMEDY):
+                path.mkdir(parents=True, exist_ok=True)
+                # unbuffered, so that to close it never writes
+                self._lock = undo.enter_context((path / ".lock").open("ab+", buffering=0))
+                self._take_lock()
+            stored = self.read_json("config.json")
+            if stored is not None and (changed := config_lib.differences(config, stored)):
+                raise ConfigError(
+                    f"the workdir holds a run of another config; {path}: {', '.join(changed)}; "
+                    "choose another --workdir, or give the same config"
+                )
+            undo.pop_all()
         self._config = config
 
     def begin(self, data: Data, weights: str | None) -> None:
@@ -110,17 +108,15 @@ class Workdir:
 
     def _take_lock(self):
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            places.lock(self._lock)
+        except BlockingIOError as error:
             self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
+            holder = self._lock.read().decode(errors="replace").strip() or "another process"
             raise WorkdirError(
                 f"the workdir is in use; {self.path} by {holder}; wait, or choose another --workdir"
             ) from error
         self._lock.truncate(0)
-        self._lock.write(f"{socket.gethostname()} pid {os.getpid()}")
-        self._lock.flush()
+        self._lock.write(f"{socket.gethostname()} pid {os.getpid()}".encode())
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the workdir, None where it is not there."""
@@ -136,16 +132,12 @@ class Workdir:
 
     def _write(self, name, lines):
         part = self.path / f"{name}.part"
-        try:
+        with places.writing(self.path / name, _REMEDY):
             with part.open("w") as file:
                 file.writelines(f"{line}\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.path / name)
-        except OSError as error:
-            raise WorkdirError(
-                f"cannot write {self.path / name}; {error.strerror}; free space and start again"
-            ) from error
 
     def finish(self, report: dict[str, Any]) -> dict[str, Any]:
         """Writes `report` as `report.json`, with the digests of what the run is read back from; returns all of it."""
@@ -155,26 +147,25 @@ class Workdir:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`."""
-        try:
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(record.json_of(line) + "\n")
-        except OSError as error:
-            raise WorkdirError(f"cannot write metrics.jsonl; {error.strerror}; in {self.path}; free space") from error
+        path = self.path / "metrics.jsonl"
+        with places.writing(path, _REMEDY), path.open("a") as file:
+            file.write(record.json_of(line) + "\n")
 
     def rewind_metrics(self, phase: str, step: int) -> None:
         """Drops the lines of `phase` after `step`, and a line that a kill cut short: those steps are done again."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is none
-                entry = json.loads(line)
-                if entry["phase"] != phase or entry["step"] <= step:
-                    kept.append(line + b"\n")
-        part = path.with_suffix(".part")
-        part.write_bytes(b"".join(kept))
-        part.replace(path)
+        with places.writing(path, _REMEDY):
+            kept = []
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is none
+                    entry = json.loads(line)
+                    if entry["phase"] != phase or entry["step"] <= step:
+                        kept.append(line + b"\n")
+            part = path.with_suffix(".part")
+            part.write_bytes(b"".join(kept))
+            part.replace(path)
 
 
 def _environment() -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Case:
         if source == "random":
             return None
         if source != "imagenet":
-            return Path(source).expanduser()
+            return Path(source)
         file = self.backbone.weight_file
         if file and not (path := download.local(file)).exists():
             size = "a file" if file.num_bytes is None else f"{file.num_bytes / 2**20:.1f} MiB"

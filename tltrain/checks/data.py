@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tltrain import console
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import inspect, sources
@@ -46,7 +47,7 @@ def check_left_out(case: Case) -> Iterator[Finding]:
     if case.data.sub_folders:
         yield fine(f"the sub-folders {', '.join(case.data.sub_folders)} are splits, not classes")
     for reason, names in case.data.left_out.items():
-        yield advice(f"left out: {len(names)} {reason}: {_some(list(names))}")
+        yield advice(f"left out: {console.counted(len(names), reason)}: {_some(list(names))}")
 
 
 def _precision(name, count):

@@ -1,5 +1,6 @@
 """The machine and the workdir: what computes, with how much memory and disk, and whether a record can be written."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from ml_collections import ConfigDict
 from tltrain import config as config_lib
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
+from tltrain.data import sources
 from tltrain.download import cache_dir
-from tltrain.errors import ConfigError, WorkdirError
+from tltrain.errors import ConfigError, DataError, WorkdirError
 from tltrain.record import read_json
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder a GPU where NVIDIA's driver is loaded
@@ -56,6 +58,8 @@ def _record_in(workdir: Path, config: ConfigDict) -> Iterator[Finding]:
     stored = read_json(workdir / "config.json")
     if stored is None:
         return
+    with contextlib.suppress(DataError):  # which is told with the data
+        config = sources.resolved(config)
     if changed := config_lib.differences(config, stored):
         yield problem(
             f"the workdir {workdir} holds a run of another config ({', '.join(changed)}); choose another --workdir",

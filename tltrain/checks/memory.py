@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import jax
 
-from tltrain import features
+from tltrain import features, space
 from tltrain.checks import phases
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, fine, problem
@@ -58,9 +58,11 @@ def check_disk(case: Case) -> Iterator[Finding]:
             "features.dtype = 'bfloat16', or a later freeze_until",
             WorkdirError.exit_code,
         )
-    kept = case.config.checkpoint.keep + 1
-    sizes = [_bytes((phase.state.params, phase.state.opt_state)) for phase in phases.prepared(case)]
-    yield fine(f"checkpoints: up to {_mib(kept * sum(sizes))}")
+    needed, free = space.of_run(case.config, case.model), shutil.disk_usage(existing(case.workdir)).free
+    text = f"checkpoints: up to {_mib(needed)}, {_mib(free)} free in {case.workdir}"
+    there = (case.workdir / "checkpoints").exists()  # which counts for the run that is there
+    fits = there or needed <= 0.95 * free
+    yield fine(text) if fits else problem(f"{text}; free some, or lower checkpoint.keep", WorkdirError.exit_code)
 
 
 def _bytes(tree):

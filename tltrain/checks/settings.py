@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tltrain import config as config_lib
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
-from tltrain.data import pipeline
+from tltrain.data import pipeline, sources
 from tltrain.errors import ConfigError
 from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
@@ -23,7 +23,10 @@ _OLD_SHARE = 0.25  # of the old running statistics left at the end, above which 
 def repaired(config: ConfigDict) -> ConfigDict:
     """`config` without unknown keys, and with the default for every key whose value is missing or not allowed.
 
-    Images get the size that the backbone was trained on where the config leaves it to that.
+    Images get the size that the backbone was trained on where the config leaves it to that; paths are absolute.
+
+    Raises:
+        ConfigError: a path is a remote one.
     """
     made, flat = config_lib.default(), config_lib.flatten(config)
     for key, (holds, _) in config_lib.RULES.items():
@@ -32,7 +35,7 @@ def repaired(config: ConfigDict) -> ConfigDict:
     if made.data.image_size is None:
         known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
         made.data.image_size = known().input_size
-    return made
+    return sources.with_absolute_paths(made)
 
 
 def check_keys(config: ConfigDict) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -152,9 +153,12 @@ def _classes(base, root, left_out):
     folders = {}
     for path in sorted(base.iterdir()):
         if not path.is_dir():
-            left_out["files beside class folders"].append(_name(path, root))
+            left_out["files beside the classes"].append(_name(path, root))
         elif not _is_class(path):
-            left_out["folders whose name begins with . or __"].append(f"{_name(path, root)}/")
+            count = sum(len(names) for _, _, names in os.walk(path))
+            left_out["folders whose name begins with . or __"].append(
+                f"{_name(path, root)}/ with {count} file{'s'[: count != 1]}"
+            )
         else:
             folders[path.name] = path
     return _walk(folders, root, left_out)
@@ -179,12 +183,12 @@ def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, 
             left_out["folders that cannot be read"].append(f"{_name(current, root)}/")
             continue
         if (status.st_dev, status.st_ino) in visited:
-            left_out["links to folders that are there already"].append(f"{_name(current, root)}/")
+            left_out["links to a folder that is there already"].append(f"{_name(current, root)}/")
             continue
         visited.add((status.st_dev, status.st_ino))
         for path in entries:
             if path.name.startswith("."):
-                left_out["hidden files and folders"].append(_name(path, root))
+                left_out["hidden files or folders"].append(_name(path, root))
                 continue
             try:
                 mode = path.stat().st_mode
@@ -196,7 +200,7 @@ def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, 
             elif stat.S_ISREG(mode):
                 files[name].append(path)
             else:
-                left_out["pipes, sockets and devices"].append(_name(path, root))
+                left_out["pipes, sockets or devices"].append(_name(path, root))
     return {name: sorted(found) for name, found in files.items()}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
+from tltrain import places
 from tltrain.data import folder_source, tfds_source
 from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
@@ -16,29 +17,24 @@ _SMALL_BATCH, _PADDED = 256, 8  # examples that a batch may always have, and tim
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """A copy of the whole `config` whose `data` means the same from every folder and names the splits as they are.
+    """A copy of the whole `config` whose paths mean the same from every folder, and whose splits are those there are.
 
     Raises:
+        ConfigError: a path is a remote one.
         DataError: a folder is not there, or its sub-folders cannot be told from classes.
     """
-    config = config_lib.copied(config)
-    data = config.data
-    kind, _, place = data.source.partition(":")
+    config = with_absolute_paths(config)
+    kind, _, place = config.data.source.partition(":")
     if kind == "folder":
-        root = _absolute(place)
-        data.update(source=f"folder:{root}", splits=folder_source.resolved(root, data.splits))
-    elif data.data_dir:
-        data.data_dir = str(_absolute(data.data_dir))
+        config.data.splits = folder_source.resolved(Path(place), config.data.splits)
     return config
 
 
-def _absolute(place):
-    if "://" in place:
-        raise DataError(f"{place} is on no disk of this machine; tltrain reads local paths; mount it, or copy the data")
-    try:
-        return Path(place).expanduser().absolute()  # links stay as they are named
-    except RuntimeError as error:
-        raise DataError(f"{place}: {error} give the whole path") from error
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+    """A copy of the whole `config` whose paths mean the same from every folder; raises ConfigError for remote ones."""
+    made = config_lib.copied(config)
+    made.update_from_flattened_dict(places.absolute(config_lib.flatten(config)))
+    return made
 
 
 def load(config: ConfigDict, seed: int) -> Data:
@@ -90,7 +86,7 @@ def load_split(config: ConfigDict, expression: str, class_names: tuple[str, ...]
 def _read(config):
     kind, _, place = config.source.partition(":")
     if kind == "folder":
-        return folder_source.load(_absolute(place), config.splits)
+        return folder_source.load(Path(place), config.splits)
     return tfds_source.load(place, config)
 
 

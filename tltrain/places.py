@@ -1,0 +1,86 @@
+"""Where a user says that something lies: paths of this machine, `~` among them; that they can be written and locked."""
+
+import contextlib
+import fcntl
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tltrain.errors import ConfigError, WorkdirError, reason_of
+
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# the keys of a config that hold a path, each with what begins it and what of its values is none
+_KEYS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "data.source": ("folder:", ()),
+    "data.data_dir": ("", ("",)),
+    "model.weights": ("", ("imagenet", "random")),
+    "features.dir": ("", ("",)),
+}
+
+
+def local(text: str, given: str) -> Path:
+    """The path `text`, its `~` expanded; `given` says where it was named.
+
+    Raises:
+        ConfigError: it is a remote one, or there is no such home folder.
+    """
+    if _REMOTE.match(text):
+        raise ConfigError(
+            f"remote paths are not supported: {text}; {given}; mount it as a folder, or copy it to a disk of this "
+            "machine, and give that path"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"no home folder for {text}; {given}; set $HOME, or give the whole path") from error
+
+
+def absolute(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The paths of `flat`, a flat config, by key, as they mean the same from every folder; links stay as named."""
+    made = {}
+    for key, (begin, others) in _KEYS.items():
+        value = flat.get(key)
+        if isinstance(value, str) and value.startswith(begin) and value not in others:
+            made[key] = f"{begin}{local(value.removeprefix(begin), f'{key} of the config').absolute()}"
+    return made
+
+
+@contextlib.contextmanager
+def literal(folder: Path) -> Iterator[Path]:
+    """`folder` under a name that no library can take for a pattern, or its own where that is none."""
+    if not re.search(r"[\[\]*?\\]", str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="tltrain_") as made:
+        link = Path(made) / "folder"
+        link.symlink_to(folder)
+        yield link
+
+
+@contextlib.contextmanager
+def writing(what: Path | str, remedy: str) -> Iterator[None]:
+    """Turns an error of the disk within into a WorkdirError that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkdirError(f"cannot write {what}; {reason_of(error)}; {remedy}") from error
+
+
+def lock(file: IO, wait: bool = False) -> None:
+    """Takes the lock of the open `file` for this process alone, until the file is closed.
+
+    Raises:
+        BlockingIOError: another process has it, and there is no `wait`.
+        WorkdirError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise WorkdirError(
+            f"cannot lock {file.name}; {reason_of(error)}: its file system has no locks; choose a folder on a local "
+            "disk, or mount this one with locks"
+        ) from error
