@@ -116,7 +116,7 @@ def class_names_in(name, path):
     return json.loads((path.parent / "class_names.json").read_text())
 
 
-@pytest.mark.parametrize("name", graded(FORMATS, ["keras", "stablehlo", "onnx"]))
+@pytest.mark.parametrize("name", graded(FORMATS, ["keras", "stablehlo"]))
 def test_an_export_gives_the_probabilities_of_the_run_for_batches_of_any_size(name, run, tmp_path, capfd):
     export.export(run, [name], tmp_path, never)
     path = tmp_path / FORMATS[name].file

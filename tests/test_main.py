@@ -96,7 +96,7 @@ def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_en
             assert process.wait() == -signal.SIGKILL, process.stdout.read().decode()
     last = run(config, "--workdir", str(killed), environment=environment)
     assert last.returncode == 0, last.stderr
-    assert run(config, "--workdir", str(whole)).returncode == 0
+    assert main.main(["main", "--config", str(config), "--workdir", str(whole)]) == 0
     assert_same_run(whole, killed)
     assert not list((killed / "checkpoints").rglob("*tmp*"))
 

@@ -218,6 +218,24 @@ def test_a_finished_run_is_shown_again_and_not_done_again(tiny, tmp_path, capsys
     assert "finished" in capsys.readouterr().out
 
 
+def test_a_log_that_was_changed_is_told_and_changes_no_result(tiny, tmp_path, capsys):
+    log = tmp_path / "run" / "metrics.jsonl"
+
+    def change():
+        log.write_text(log.read_text().replace('"accuracy": ', '"accuracy": 1', 1))
+        return capsys.readouterr().err
+
+    tiny.log.every_steps, tiny.features.enabled = 1, "off"
+    whole, left = run(tiny, tmp_path / "whole"), iter([False] * 3)
+    with pytest.raises(TerminatedError, match="probe step 4"):
+        run(tiny, tmp_path / "run", stop=lambda: next(left, True))
+    assert change() == ""
+    assert without_times(run(tiny, tmp_path / "run")) == without_times(whole)
+    assert f"{log} was changed or damaged: its lines of probe are not all those" in change()
+    run(tiny, tmp_path / "run")
+    assert f"{log} is not what the run wrote" in change()
+
+
 def test_another_config_is_refused_with_the_differing_keys(tiny, tmp_path):
     run(tiny, tmp_path / "run")
     tiny.probe.learning_rate = 0.5

@@ -79,7 +79,13 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
             _stop(run, phase, state, total)
         rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
         score = record_epoch(run, phase, total.summary(), found.scores, passed, rate)
-        phase.checkpoints.save(int(state.step), state, phase.record, score)
+        save(run, phase, int(state.step), state, score)
+
+
+def save(run: Run, phase: Phase, step: int, state: Any, score: float) -> None:
+    """Writes the checkpoint of `step`, which knows what was logged until then."""
+    phase.record.update(clock=run.clock.total(), logged=run.work.logged(phase.name))
+    phase.checkpoints.save(step, state, phase.record, score)
 
 
 def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -> evaluation.Evaluation | None:
@@ -112,7 +118,7 @@ def record_epoch(
     _check_finite(val["loss"], f"{phase.name}: val loss after epoch {epoch}")
     entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "step": step, "train": train, "val": val}
     phase.record["history"].append(entry)
-    phase.record.update(partial=None, clock=run.clock.total())
+    phase.record["partial"] = None
     run.work.append_metrics(entry | {"seconds": seconds})
     run.scalars.write(
         phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
@@ -188,8 +194,8 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
 
 def _save_within_epoch(run, phase, state, total):
     """A checkpoint that is not evaluated: it counts as the newest, never as the best."""
-    phase.record.update(partial=dataclasses.asdict(total), clock=run.clock.total())
-    phase.checkpoints.save(int(state.step), state, phase.record, score=-1e30)
+    phase.record["partial"] = dataclasses.asdict(total)
+    save(run, phase, int(state.step), state, score=-1e30)
 
 
 def _stop(run, phase, state, total) -> NoReturn:

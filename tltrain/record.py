@@ -12,6 +12,7 @@ from tltrain.errors import WorkdirError
 
 # what a finished run is read back from, beside its checkpoints
 PARTS = ("config.json", "environment.json", "class_names.json", "identity.json", "predictions.jsonl")
+LOG = "metrics.jsonl"  # which nothing is read back from
 
 
 def read_json(path: Path) -> Any:
@@ -33,7 +34,7 @@ def json_of(value: Any, indent: int | None = None) -> str:
 
 def sealed(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """The content of `report.json` of the run in `folder`: `report` with the digests that `read_report` checks."""
-    files = {name: _sha256(folder / name) for name in PARTS if (folder / name).exists()}
+    files = {name: _sha256(folder / name) for name in (*PARTS, LOG) if (folder / name).exists()}
     return report | {"files": files, "sha256": _digest(report | {"files": files})}
 
 
@@ -54,9 +55,14 @@ def read_report(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("sha256") != _digest(report):
         raise WorkdirError(f"{path} is damaged, or of an earlier version; its digest does not match; {remedy}")
     for name in parts:
-        if report["files"].get(name) != _sha256(folder / name):
+        if is_changed(folder, name, report):
             raise WorkdirError(f"{folder / name} is not what the run wrote; its digest does not match; {remedy}")
     return report
+
+
+def is_changed(folder: Path, name: str, report: dict[str, Any]) -> bool:
+    """Whether the file `name` of the run in `folder` is not the one that its `report` was written with."""
+    return report["files"].get(name) != _sha256(folder / name)
 
 
 def _digest(report):

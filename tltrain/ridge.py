@@ -35,7 +35,7 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
     score = loop.record_epoch(run, phase, of_train.scores, of_val.scores, seconds, rate)
     step = jnp.asarray(phase.steps_per_epoch, jnp.int32)
     state = dataclasses.replace(state, step=step, params=variables["params"])
-    phase.checkpoints.save(phase.steps_per_epoch, state, phase.record, score)
+    loop.save(run, phase, phase.steps_per_epoch, state, score)
 
 
 def _sums(run, variables, train):

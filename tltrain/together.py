@@ -108,7 +108,7 @@ class _Member:
         run, phase, state = self.run, self.phase, self.best.state
         params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
         state = dataclasses.replace(state, params=params, batch_stats=seed.variables["batch_stats"])
-        phase.record.update(clock=seconds)
+        phase.record.update(clock=seconds, logged=run.work.logged(phase.name))
         phase.checkpoints.share_frozen(like)
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
         num_images = run.data.splits["train"].num_examples

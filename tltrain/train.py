@@ -33,7 +33,7 @@ from tltrain.inputs import Inputs
 from tltrain.loop import Phase, Run
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
-from tltrain.record import read_report
+from tltrain.record import LOG, is_changed, read_report
 from tltrain.scalars import Scalars
 from tltrain.workdir import Clock, Workdir
 
@@ -98,10 +98,13 @@ def _finished(path: Path) -> dict[str, Any] | None:
     if not (path / "report.json").exists():
         return None
     try:
-        return read_report(path)
+        finished = read_report(path)
     except WorkdirError as error:
         console.warn(f"{error}; this is that command")
         return None
+    if is_changed(path, LOG, finished):
+        console.warn(f"{path / LOG} is not what the run wrote; its digest does not match; no result depends on it")
+    return finished
 
 
 def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict[str, Any]]:
@@ -142,7 +145,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
             state = with_leaves(state, leaves)
             run.clock.resume(record["clock"])
         phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
-        run.work.rewind_metrics(name, int(state.step))
+        _rewind_metrics(run, phase, int(state.step))
         if not loop.is_over(run.config, name, record["history"]):
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
             report.show_parameters(variables["params"], plan)
@@ -152,6 +155,16 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         state = with_leaves(state, checkpoints.restore(best)[0])
     result = report.phase_result(config, record, best, num_images, state.params, plan)
     return steps.variables(state), result
+
+
+def _rewind_metrics(run, phase, step):
+    """Drops what was logged after `step`; says where what was logged before is not all there."""
+    run.work.rewind_metrics(phase.name, max([step, *(entry["step"] for entry in phase.record["history"])]))
+    if phase.record.get("logged", found := run.work.logged(phase.name)) != found:
+        console.warn(
+            f"{run.work.path / LOG} was changed or damaged: its lines of {phase.name} are not all those "
+            "that were written; the run goes on, and its result does not depend on them"
+        )
 
 
 def _resumable(config: ConfigDict, name: str, checkpoints: Checkpoints) -> int | None:

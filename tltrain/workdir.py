@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -157,15 +158,22 @@ class Workdir:
         if not path.exists():
             return
         with places.writing(path, _REMEDY):
-            kept = []
-            for line in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is none
-                    entry = json.loads(line)
-                    if entry["phase"] != phase or entry["step"] <= step:
-                        kept.append(line + b"\n")
+            kept = [line for line, of, at in self._metrics() if of != phase or at <= step]
             part = path.with_suffix(".part")
             part.write_bytes(b"".join(kept))
             part.replace(path)
+
+    def logged(self, phase: str) -> str:
+        """The sha256 of the lines of `phase` in `metrics.jsonl`."""
+        return hashlib.sha256(b"".join(line for line, of, _ in self._metrics() if of == phase)).hexdigest()
+
+    def _metrics(self):
+        """The lines of `metrics.jsonl`, each with its phase and step; a damaged line is none."""
+        path = self.path / "metrics.jsonl"
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                yield line + b"\n", str(entry["phase"]), int(entry["step"])
 
 
 def _environment() -> dict[str, Any]:
