@@ -1,6 +1,6 @@
 """3,000 damaged images through the decoder: each is readable or unreadable with a reason, and nothing else.
 
-    python benchmarks/attacks_images.py
+    python benchmarks/attacks/images.py
 
 Images of six formats in several modes, with bits flipped, cut, spliced with each other, or with an EXIF block of random
 bytes or of tags of wrong types. Prints what became of them, the slowest, and the memory that the process took at most.

@@ -18,29 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import small
 
 STOPS = 3  # of one run
-TIMES = {"seconds", "share_waiting_for_input", "images_per_second", "files", "sha256"}
-CONFIG = """
-from tltrain.config import default
-
-
-def get_config():
-    config = default()
-    config.data.source = "folder:{root}/images"
-    config.data.splits = ("train[:75%]", "train[75%:]")
-    config.data.image_size = (32, 32)
-    config.model.update(backbone="mobilenet_v2_0.35", weights="random", dropout=0.2)
-    config.batch_size = 8
-    config.log.every_steps = 2
-    config.checkpoint.every_steps = 3
-    config.probe.epochs = 3
-    config.finetune.update(epochs=3, freeze_until="block_15", augment=False)
-    config.features.dir = "{root}/features"
-    return config
-"""
 
 
 def main():
@@ -49,8 +29,7 @@ def main():
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root / "images")
-        (root / "config.py").write_text(CONFIG.format(root=root))
+        small.write(root)
         start(root).wait()  # compiles
         remove(root)
         started = time.perf_counter()
@@ -101,9 +80,9 @@ def ending(root):
     """What a run leaves, by name."""
     run = root / "run"
     return {
-        "report": without_times(json.loads((run / "report.json").read_text())),
+        "report": small.without_times(json.loads((run / "report.json").read_text())),
         "predictions": (run / "predictions.jsonl").read_bytes(),
-        "metrics": [without_times(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()],
+        "metrics": [small.without_times(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()],
         "files": sorted({name_of(path, root) for path in root.rglob("*") if path.is_file()}),
     }
 
@@ -116,21 +95,6 @@ def name_of(path, root):
     for folder in ("run/tensorboard", "cache/xla"):
         name = folder if name.startswith(folder) and not name.endswith(".part") else name
     return name
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
-
-
-def write_images(folder):
-    rng = np.random.default_rng(0)
-    for level, name in ((170, "light"), (60, "dark")):
-        (folder / name).mkdir(parents=True)
-        for i in range(32):
-            pixels = np.clip(rng.normal(level, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:03}.jpg")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""100 hostile and 2,000 damaged weight files: each is refused in a line, or gives sound values; none with a pin.
+
+    python benchmarks/attacks/weights.py
+
+The hostile ones are a sound file in which one to three arrays, drawn anew for each, are declared, stored or linked as
+Keras never does; all must be refused, each array by its name. The damaged ones are the sound file with up to 20 bits
+flipped, most of them within the structures of HDF5, or cut; what is not refused may differ in values alone. With
+`model.sha256` every one is refused. Prints the slowest and how much memory was taken at most beside that of the sound
+file. Two cores: 4 minutes.
+"""
+
+import hashlib
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+
+from tltrain import keras_layout, weights
+from tltrain.config import default
+from tltrain.errors import WeightsError
+from tltrain.models import zoo
+
+HOSTILE, DAMAGED = 100, 2000
+MAX_SECONDS, MAX_MIB = 2, 300
+
+
+def main():
+    config = default()
+    config.model.update(backbone="mobilenet_v2_0.35", weights="random")
+    model = zoo.create(config, 2)
+    layers = model.backbone.keras_layers()
+    shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
+    rng, faults = random.Random(0), []
+    slowest = 0.0
+
+    def load(path, sha256=""):
+        nonlocal slowest
+        started = time.process_time()
+        try:
+            return weights.load(path, layers, shapes, sha256)
+        finally:
+            slowest = max(slowest, time.process_time() - started)
+
+    def refused(path, what, names=(), sha256=""):
+        """Whether `path` is refused, as it should be."""
+        try:
+            loaded = load(path, sha256)
+        except WeightsError as error:
+            text = str(error)
+            if not text.isprintable() or str(path) not in text or not any(name in text for name in names or ("",)):
+                faults.append(f"{what}: refused by {text!r}")
+            return True
+        except BaseException as error:
+            faults.append(f"{what}: {error!r}")
+            return True
+        leaves = jax.tree.leaves(loaded.variables)
+        if not all(np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in leaves):
+            faults.append(f"{what}: loaded with values that are none")
+        return False
+
+    with tempfile.TemporaryDirectory() as folder:
+        sound, path = Path(folder) / "sound.h5", Path(folder) / "file.h5"
+        write(sound, layers, shapes)
+        load(sound)
+        content, pin = sound.read_bytes(), hashlib.sha256(sound.read_bytes()).hexdigest()
+        before = peak()
+        for i in range(HOSTILE):
+            path.write_bytes(content)
+            change = CHANGES[i % len(CHANGES)]
+            with h5py.File(path, "r+") as file:
+                names = rng.sample(sorted(arrays(file)), rng.randint(1, 3))
+                for name in names:
+                    change(file, name, rng)
+            what = f"hostile {i}: {change.__name__} of {', '.join(names)}"
+            layer = names[0].split("/")[0]
+            if not refused(path, what, [layer, "levels", "at most"]):
+                faults.append(f"{what}: loaded")
+        print(f"{HOSTILE} hostile files: slowest {slowest:.2f} s, {peak() - before:.0f} MiB more than the sound file")
+        slow_hostile, slowest, loaded = slowest, 0.0, 0
+        for i in range(DAMAGED):
+            damaged = bytearray(content)
+            damage(damaged, rng)
+            path.write_bytes(damaged)
+            loaded += not refused(path, f"damaged {i}")
+            if not refused(path, f"damaged {i}, pinned", [hashlib.sha256(damaged).hexdigest()], pin):
+                faults.append(f"damaged {i}: loaded in spite of its pin")
+        print(
+            f"{DAMAGED} damaged files: {DAMAGED - loaded} refused, {loaded} differ in values alone; with a pin all are "
+            f"refused; slowest {slowest:.2f} s, {peak() - before:.0f} MiB more"
+        )
+        if max(slow_hostile, slowest) > MAX_SECONDS or peak() - before > MAX_MIB:
+            faults.append(f"more than {MAX_SECONDS} s or {MAX_MIB} MiB")
+    print(f"{len(faults)} faults", *faults[:20], sep="\n")
+    return bool(faults)
+
+
+def peak():
+    """MiB that the process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def write(path, layers, shapes):
+    """The layout of Keras' published files, with plausible random values."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for leaf in keras_layout.leaves(layers, shapes):
+            values = np.abs(rng.normal(1, 0.1, leaf.keras_shape)).astype(np.float32)
+            file.create_dataset(f"{leaf.layer.name}/{leaf.layer.name}/{leaf.keys[0]}:0", data=values)
+
+
+def arrays(file):
+    found = []
+    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def of_other_shape(file, name, rng):
+    shape = list(file[name].shape)
+    side = rng.randrange(len(shape))
+    shape[side] += rng.choice([-1, 1, 10**6]) if shape[side] > 1 else 1
+    anew(file, name, tuple(shape))
+
+
+def anew(file, name, shape=None, dtype="f4", **options):
+    """Declares the array again, in another way, and stores nothing."""
+    shape = shape or file[name].shape
+    del file[name]
+    chunks = tuple(min(side, 32) for side in shape)
+    return file.create_dataset(name, shape, dtype, chunks=chunks, **options)
+
+
+def of_nothing(file, name, rng):
+    anew(file, name, compression=rng.choice([None, "gzip"]))
+
+
+def of_other_type(file, name, rng):
+    dtype = rng.choice(["i4", "u1", "S5", "c8", h5py.string_dtype(), [("a", "f4"), ("b", "i2")], h5py.ref_dtype])
+    anew(file, name, dtype=dtype)
+
+
+def growing(file, name, rng):
+    shape = file[name].shape
+    anew(file, name, maxshape=tuple(rng.choice([None, side + 1]) for side in shape))[...] = 1
+
+
+def by_other_filter(file, name, rng):
+    options = rng.choice([{"compression": "lzf"}, {"scaleoffset": rng.randint(1, 5)}])
+    anew(file, name, **options)[...] = 1
+
+
+def with_value(file, name, rng):
+    values = file[name][()]
+    values.flat[rng.randrange(values.size)] = rng.choice([np.nan, np.inf, -np.inf, 1e30, -2e6])
+    file[name][...] = values
+
+
+def linked(file, name, rng):
+    del file[name]
+    place = rng.choice(["/", "/Conv1", name, "/nowhere"])
+    file[name] = h5py.SoftLink(place) if rng.random() < 0.5 else h5py.ExternalLink(rng.choice(["x.h5", "/etc"]), place)
+
+
+def twice(file, name, rng):
+    place, _, suffix = name.rpartition(":")
+    file.copy(name, rng.choice([place, f"{place}:{int(suffix) + 1}", f"{rng.randrange(9)}/{name}"]))
+
+
+def outside(file, name, rng):
+    shape = file[name].shape
+    del file[name]
+    file.create_dataset(name, shape, "f4", external=[("/dev/zero", rng.randrange(99), h5py.h5f.UNLIMITED)])
+
+
+def gone(file, name, rng):
+    del file[name.rpartition("/")[0] if rng.random() < 0.5 else name]
+
+
+CHANGES = (
+    of_other_shape,
+    of_nothing,
+    of_other_type,
+    growing,
+    by_other_filter,
+    with_value,
+    linked,
+    twice,
+    outside,
+    gone,
+)
+
+
+def damage(content, rng):
+    """Cuts `content` or flips bits: in one of the blocks of its structures, or anywhere."""
+    if rng.random() < 0.1:
+        del content[rng.randrange(len(content)) :]
+        return
+    blocks = [at for magic in (b"TREE", b"HEAP", b"SNOD", b"\x89HDF") for at in find(content, magic)]
+    start = rng.choice(blocks) if rng.random() < 0.8 else rng.randrange(len(content))
+    for _ in range(rng.randint(1, 20)):
+        at = min(start + rng.randrange(300), len(content) - 1)
+        content[at] ^= 1 << rng.randrange(8)
+
+
+def find(content, magic):
+    at = content.find(magic)
+    while at >= 0:
+        yield at
+        at = content.find(magic, at + 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
