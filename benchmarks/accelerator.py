@@ -61,10 +61,12 @@ def tltrain_steps(dtype, size):
     import jax
     import jax.numpy as jnp
 
-    from tltrain import forward, freeze, optim, parallel, steps
+    from tltrain.cache import forward
     from tltrain.config import default
-    from tltrain.models import zoo
+    from tltrain.models import freeze, zoo
     from tltrain.models.classifier import run_frozen
+    from tltrain.runtime import parallel
+    from tltrain.training import optim, steps
 
     config = default()
     config.model.dtype = dtype

@@ -26,9 +26,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from tltrain import config as config_lib
-from tltrain import console, download, freeze, weights
 from tltrain.data import sources
-from tltrain.models import zoo
+from tltrain.models import freeze, zoo
+from tltrain.runtime import console
+from tltrain.weights import download, keras_weights
 
 HERE = Path(__file__).parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "textile.py"), "The job.")
@@ -108,7 +109,7 @@ def export(config, scratch):
     source = config.model.weights
     path = download.imagenet(model.backbone) if source == "imagenet" else Path(source).expanduser()
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
-    loaded = weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256).variables
+    loaded = keras_weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256).variables
     np.savez(scratch / "weights.npz", **dict(keras_arrays(model, loaded)))
     stages = model.backbone.stages
     kind, _, place = config.data.source.partition(":")

@@ -23,11 +23,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from tltrain import console
 from tltrain.config import default
 from tltrain.models import zoo
 from tltrain.models.classifier import frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
+from tltrain.runtime import console
 
 ONLY = flags.DEFINE_list("only", [], "Some of the backbones of the table; with --compile any.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of alternating processes.")

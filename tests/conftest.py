@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltrain import download, parallel
+from tltrain import places
 from tltrain.config import default
 from tltrain.models import zoo
 from tltrain.models.mobilenet_v2 import MobileNetV2
+from tltrain.runtime import parallel
 
 # programs are compiled once for all tests, workers, subprocesses and later runs of the suite
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _programs = download.cache_dir() / "xla_tests" / parallel.processor()
+    _programs = places.cache_dir() / "xla_tests" / parallel.processor()
     _programs.mkdir(parents=True, exist_ok=True)
     for _path in _programs.iterdir():  # of code that is gone, or is compiled again once a month
         if time.time() - _path.stat().st_mtime > 30 * 24 * 3600:

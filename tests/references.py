@@ -8,7 +8,7 @@ import jax
 import keras
 import numpy as np
 
-from tltrain import keras_layout, weights
+from tltrain.weights import keras_layout, keras_weights
 
 APPS = keras.applications
 FAMILIES = {
@@ -105,11 +105,11 @@ def variables_of(backbone):
         kind, number = leaf.layer.class_name, numbers[leaf.layer.path]
         value = draw(kind, number, int(leaf.keys[-1]), leaf.keys[0], leaf.keras_shape, gain_of(backbone))
         arrays[leaf.path] = value.transpose(leaf.transpose) if leaf.transpose else value
-    return weights.nest(arrays)
+    return keras_weights.nest(arrays)
 
 
 def load(path, backbone, sha256=""):
-    return weights.load(path, layers_of(backbone), shapes_of(backbone), sha256)
+    return keras_weights.load(path, layers_of(backbone), shapes_of(backbone), sha256)
 
 
 def base(name, size, **options):

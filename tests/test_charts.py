@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tltrain import charts
+from tltrain.pages import charts
 
 SVG = {
     "circle": lambda node: (float(node.get("cx")), float(node.get("cy"))),

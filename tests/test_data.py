@@ -9,12 +9,12 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from tltrain import report
 from tltrain.config import default
 from tltrain.data import pipeline, sources
 from tltrain.data.augment import Augment
 from tltrain.data.preprocess import load_image
 from tltrain.errors import ConfigError, DataError
+from tltrain.experiment import report
 
 AUGMENT = Augment(
     horizontal_flip=True, vertical_flip=True, min_area=0.5, rotation=20.0, color=0.3, randaugment=(2, 9), seed=1

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltrain import thumbnails, train
 from tltrain.config import default
 from tltrain.data import files, inspect, pipeline, sources
 from tltrain.data.files import kind_of, read_file
 from tltrain.data.preprocess import FORMATS, MAX_PIXELS, decode, load_image
 from tltrain.errors import DataError, reason_of
-from tltrain.workdir import Clock
+from tltrain.experiment import train
+from tltrain.pages import thumbnails
+from tltrain.runtime.workdir import Clock
 
 
 def encode(image, format="PNG", **options):

@@ -11,14 +11,16 @@ from PIL import Image
 from test_main import run as run_verb
 from test_main import write_config
 
-from tltrain import doctor, download, train
+from tltrain import doctor
 from tltrain.checks import data, machine, memory, phases, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
 from tltrain.checks.finding import NotThereYetError
 from tltrain.data import inspect
 from tltrain.data.preprocess import load_image
 from tltrain.errors import TerminatedError
-from tltrain.workdir import Clock
+from tltrain.experiment import train
+from tltrain.runtime.workdir import Clock
+from tltrain.weights import download
 
 
 @pytest.fixture

@@ -16,16 +16,19 @@ from PIL import Image
 from references import variables_of
 from test_main import ENVIRONMENT
 
-from tltrain import export, export_keras, finished, steps, train, weights
 from tltrain.config import default
 from tltrain.data.preprocess import load_image
 from tltrain.errors import ConfigError, TerminatedError, WeightsError
-from tltrain.export_formats import FORMATS
-from tltrain.export_resize import resize
+from tltrain.experiment import finished, train
+from tltrain.exports import keras_model, proven
+from tltrain.exports.formats import FORMATS
+from tltrain.exports.resizing import resize
 from tltrain.models import convolution, zoo
 from tltrain.models.backbone import scaled
 from tltrain.models.classifier import run_frozen
-from tltrain.workdir import Clock
+from tltrain.runtime.workdir import Clock
+from tltrain.training import steps
+from tltrain.weights import keras_weights
 
 SIZES = [(40, 48), (32, 32), (97, 61), (200, 333)]
 
@@ -118,7 +121,7 @@ def class_names_in(name, path):
 
 @pytest.mark.parametrize("name", graded(FORMATS, ["keras", "stablehlo"]))
 def test_an_export_gives_the_probabilities_of_the_run_for_batches_of_any_size(name, run, tmp_path, capfd):
-    export.export(run, [name], tmp_path, never)
+    proven.export(run, [name], tmp_path, never)
     path = tmp_path / FORMATS[name].file
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["class_names.json", path.name])
     function = FORMATS[name].load(path)
@@ -159,7 +162,7 @@ def test_a_keras_file_opens_without_tltrain_and_trains_on(run, tmp_path):
 def test_the_keras_model_follows_the_config(images):
     changes = {"data.resize": "crop", "data.pixels": "unit", "model.batch_norm_momentum": 0.5}
     run = untrained(images, 3, **changes)
-    model = export_keras.build(run)
+    model = keras_model.build(run)
     found = np.concatenate([model(noise(2, *size, 3)).numpy() for size in SIZES])
     expected = np.concatenate([probabilities_of(run, noise(2, *size, 3)) for size in SIZES])
     assert found.shape == (2 * len(SIZES), 3) and np.std(expected[:, 0]) > 0.01
@@ -169,7 +172,7 @@ def test_the_keras_model_follows_the_config(images):
 
 @pytest.mark.parametrize("pixels", ["tf", "caffe", "unit"])
 def test_every_pixel_scaling_can_be_stored_in_a_keras_file(pixels, tmp_path):
-    keras = export_keras.import_keras()
+    keras = keras_model.import_keras()
     images = keras.Input((4, 5, 3))
     keras.Model(images, scaled(images, pixels)).save(tmp_path / "scaled.keras")
     values = noise(2, 4, 5, 3).astype(np.float32)
@@ -178,18 +181,18 @@ def test_every_pixel_scaling_can_be_stored_in_a_keras_file(pixels, tmp_path):
 
 
 def test_the_weights_of_the_keras_model_read_back_are_those_of_the_run(run, tmp_path):
-    export_keras.build(run).save_weights(tmp_path / "model.weights.h5")
+    keras_model.build(run).save_weights(tmp_path / "model.weights.h5")
     FORMATS["keras"].write(run, tmp_path / "model.keras")
     backbone = {name: tree["backbone"] for name, tree in run.variables.items()}
     for name in ("model.weights.h5", "model.keras"):
-        loaded = weights.load(tmp_path / name, run.model.backbone.keras_layers(), backbone).variables
+        loaded = keras_weights.load(tmp_path / name, run.model.backbone.keras_layers(), backbone).variables
         jax.tree.map(np.testing.assert_array_equal, loaded, backbone)
 
 
 @pytest.mark.full
 def test_a_bfloat16_run_is_exported_in_float32(images, tmp_path):
     run = untrained(images, 2, **{"model.dtype": "bfloat16"})
-    export.export(run, ["stablehlo"], tmp_path, never)
+    proven.export(run, ["stablehlo"], tmp_path, never)
     found = FORMATS["stablehlo"].load(tmp_path / "model.stablehlo")(noise(2, 40, 48, 3))
     np.testing.assert_allclose(found, probabilities_of(untrained(images, 2), noise(2, 40, 48, 3)), atol=2e-5)
 
@@ -240,13 +243,13 @@ def test_an_export_with_an_altered_weight_is_refused_and_removed(images, tmp_pat
     wrong = right._replace(write=lambda run, path: right.write(altered(run), path))
     monkeypatch.setitem(FORMATS, "stablehlo", wrong)
     with pytest.raises(WeightsError, match="the stablehlo export is not the run; probabilities differ by"):
-        export.export(untrained(images, 2), ["stablehlo"], tmp_path, never)
+        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, never)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stopped_export_leaves_nothing(images, tmp_path):
     with pytest.raises(TerminatedError):
-        export.export(untrained(images, 2), ["stablehlo"], tmp_path, lambda: True)
+        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, lambda: True)
     assert not list(tmp_path.iterdir())
 
 
@@ -264,7 +267,7 @@ def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
     features = run_frozen(model, variables, pixels, 0, len(model.backbone.stages))
     variables["params"]["head"]["kernel"] /= np.abs(features).max()  # else one class has all the probability
     run = finished.Finished(tmp_path, config, ("a", "b", "c"), model, variables, "probe", 0, {}, {"splits": {}})
-    theirs = np.asarray(export_keras.build(run)(pixels, training=False))
+    theirs = np.asarray(keras_model.build(run)(pixels, training=False))
     assert 0.02 < theirs.min() < theirs.max() < 0.98
     np.testing.assert_allclose(theirs, probabilities_of(run, pixels), atol=1e-4)
 
@@ -273,28 +276,28 @@ def test_a_network_that_keras_does_not_build_is_named(tiny, tmp_path):
     model = zoo.create(tiny, 2)
     run = finished.Finished(tmp_path, tiny, ("a", "b"), model, zoo.init(model, 0, None), "probe", 5, {}, {"splits": {}})
     with pytest.raises(WeightsError, match="'tiny' is not the network that Keras builds; at its name"):
-        export_keras.build(run)
+        keras_model.build(run)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "tf2onnx", "keras"])
 def test_a_missing_package_is_named_with_the_extra_that_has_it(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"onnx needs {name}; not installed; pip install 'tltrain\[onnx\]'"):
-        export.check(["onnx"], tmp_path)
+        proven.check(["onnx"], tmp_path)
 
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "saved_model").mkdir()
-    export.check(["keras"], tmp_path)
+    proven.check(["keras"], tmp_path)
     with pytest.raises(ConfigError, match="saved_model is there already"):
-        export.check(["keras", "savedmodel"], tmp_path)
+        proven.check(["keras", "savedmodel"], tmp_path)
 
 
 def test_only_keras_files_are_made_by_another_backend(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    export.check(["keras", "stablehlo"], tmp_path)
+    proven.check(["keras", "stablehlo"], tmp_path)
     with pytest.raises(ConfigError, match="onnx is made by TensorFlow; KERAS_BACKEND is 'jax'"):
-        export.check(["onnx"], tmp_path)
+        proven.check(["onnx"], tmp_path)
 
 
 def command(*arguments):

@@ -16,14 +16,17 @@ from conftest import TINY, graded
 from test_main import ENVIRONMENT, write_config
 from test_train import run
 
-from tltrain import features, forward, inputs, parallel, store
+from tltrain import features as verb
+from tltrain.cache import features, forward, inputs, store
 from tltrain.config import default
-from tltrain.data import import_tensorflow, pipeline, sources, tfds_source
+from tltrain.data import pipeline, sources, tfds_source
 from tltrain.data.augment import Augment
 from tltrain.data.preprocess import load_image
+from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import run_frozen
+from tltrain.runtime import parallel
 
 
 def stores(tmp_path):
@@ -266,17 +269,17 @@ def test_list_shows_and_clear_frees(tiny, tmp_path, capsys):
     directory = f"--dir={tmp_path / 'features'}"
     run(tiny, tmp_path / "run")
     first, *others = [folder.name for folder in stores(tmp_path)]
-    assert features.main(["", "--list", directory]) == 0
+    assert verb.main(["", "--list", directory]) == 0
     shown = capsys.readouterr().out
     assert first in shown and "tiny activations before block_2, folder:" in shown and "tiny pooled features" in shown
-    assert features.main(["", "--clear", "nothing", directory]) == 2
-    assert features.main(["", "--clear", first, directory]) == 0
+    assert verb.main(["", "--clear", "nothing", directory]) == 2
+    assert verb.main(["", "--clear", first, directory]) == 0
     assert [folder.name for folder in stores(tmp_path)] == others
     with features._locked(tmp_path / "features" / f"{others[0]}.lock"):
-        assert features.main(["", "--clear", directory]) == 0
+        assert verb.main(["", "--clear", directory]) == 0
     assert [folder.name for folder in stores(tmp_path)] == others[:1]
     assert f"left {others[0]}, in use now" in capsys.readouterr().out
-    assert features.main(["", "--clear", directory]) == 0
+    assert verb.main(["", "--clear", directory]) == 0
     assert not list((tmp_path / "features").iterdir())
 
 

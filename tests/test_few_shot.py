@@ -7,9 +7,10 @@ import pytest
 from test_train import run
 
 from tltrain import config as config_lib
-from tltrain import evaluate, features, finished, ridge
+from tltrain.cache import features
 from tltrain.data import sources
 from tltrain.errors import ConfigError, DataError
+from tltrain.experiment import finished, ridge
 
 
 def drawn_ids(config, seed):
@@ -75,7 +76,7 @@ def test_a_ridge_probe_is_the_solution_over_the_pooled_features(tiny, tmp_path, 
     done = finished.load(tmp_path / "run")
     train = sources.load(tiny.data, 0).splits["train"]
     features_of = np.zeros((train.num_examples, 1280), np.float32)
-    evaluate.over(done, train, lambda: False, features_of)
+    finished.evaluate(done, train, lambda: False, features_of)
     rows = np.concatenate([features_of.astype(np.float64), np.ones((len(features_of), 1))], 1)
     weights = sources.class_weights(tiny.loss.class_weights, sources.load(tiny.data, 0))[train.labels][:, None]
     head = ridge.solve(rows.T @ (weights * rows), rows.T @ (weights * (2.0 * train.labels[:, None] - 1)), 3.0)

@@ -10,11 +10,11 @@ import optax
 import pytest
 from conftest import TINY, graded
 
-from tltrain import freeze, optim, steps
 from tltrain.config import default
 from tltrain.errors import ConfigError
-from tltrain.models import zoo
+from tltrain.models import freeze, zoo
 from tltrain.models.classifier import run_frozen
+from tltrain.training import optim, steps
 
 CUTS = {None: 0, "block_1": 3, "all": 5}
 BATCH, SIZE = 8, 32

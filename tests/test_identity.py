@@ -9,9 +9,11 @@ import pytest
 from test_train import run, without_times
 from test_weights import save_backbone
 
-from tltrain import evaluate, features, predict, record, sealed
+from tltrain import evaluate, predict
+from tltrain.cache import features
 from tltrain.data import content
 from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
+from tltrain.runtime import record, sealed
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from conftest import QUICKLY_COMPILED, graded
 from test_train import assert_same_run
 
 from tltrain import __main__, doctor, find_lr, main, sweep
-from tltrain.verbs import VERBS
+from tltrain.runtime.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

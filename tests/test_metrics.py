@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tltrain import metrics
+from tltrain.training import metrics
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 63, 64, 65])

@@ -9,7 +9,8 @@ import pytest
 from test_freeze import BATCH, batch_of, model_and_variables, step_of
 from test_train import run
 
-from tltrain import mix, together
+from tltrain.experiment import together
+from tltrain.training import mix
 
 SIZE = (8, 12)
 

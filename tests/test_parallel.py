@@ -16,9 +16,10 @@ import sys, json
 from pathlib import Path
 import jax
 from conftest import TINY
-from tltrain import config as config_lib, train
+from tltrain import config as config_lib
+from tltrain.experiment import train
 from tltrain.models import zoo
-from tltrain.workdir import Clock
+from tltrain.runtime.workdir import Clock
 zoo.BACKBONES["tiny"] = TINY
 devices, results = jax.local_devices(), []
 assert len(devices) == 8
@@ -77,7 +78,7 @@ PROGRAMS = """
 import sys, warnings
 from pathlib import Path
 import jax
-from tltrain import parallel, sealed
+from tltrain.runtime import parallel, sealed
 
 warnings.simplefilter("error")
 parallel.cache_compilations(Path(sys.argv[1]))

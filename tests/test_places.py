@@ -17,25 +17,14 @@ from test_main import call, write_config
 from test_train import assert_same_run, run
 
 import tltrain
-from tltrain import (
-    compare,
-    console,
-    doctor,
-    evaluate,
-    features,
-    find_lr,
-    main,
-    places,
-    predict,
-    report,
-    scalars,
-    space,
-    sweep,
-)
-from tltrain.checkpoint import Checkpoints
+from tltrain import cache, doctor, evaluate, features, find_lr, main, places, predict, report, sweep
+from tltrain.cache import space
 from tltrain.data import sources
 from tltrain.errors import ConfigError, TerminatedError, WorkdirError
 from tltrain.models import zoo
+from tltrain.pages import compare
+from tltrain.runtime import console, scalars
+from tltrain.runtime.checkpoint import Checkpoints
 
 ODD = "run [1] 50% {x} *? 'é\" \\ **"
 QUICK = ("--config.probe.epochs=1", "--config.finetune.epochs=0")
@@ -193,7 +182,7 @@ def test_a_folder_where_a_file_should_be_is_named(name, images, tiny, tmp_path, 
 
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_anything_is_computed(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20, 2**18))
-    monkeypatch.setattr(features, "ensure", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(cache.features, "ensure", lambda *_: pytest.fail("computed"))
     with pytest.raises(WorkdirError, match=r"the checkpoints need 0\.\d MiB and 0\.2 MiB are free; at .*/run; free"):
         run(tiny, tmp_path / "run")
 

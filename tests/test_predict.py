@@ -10,9 +10,10 @@ import pytest
 from conftest import write_images
 from test_train import run
 
-from tltrain import evaluate, evaluation, finished, predict
+from tltrain import evaluate, predict
 from tltrain.data import sources
 from tltrain.errors import TerminatedError
+from tltrain.experiment import evaluation, finished
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_features_and_the_head_give_the_logits(done, images):
     found = finished.load(done)
     split = sources.load_split(found.config.data, "train", found.class_names)
     features = np.zeros((split.num_examples, 1280), np.float32)
-    result = evaluate.over(found, split, lambda: False, features)
+    result = finished.evaluate(found, split, lambda: False, features)
     head = found.variables["params"]["head"]
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], result.logits, rtol=1e-4, atol=1e-5)
 
@@ -140,4 +141,4 @@ def test_a_stopped_evaluation_writes_nothing(done):
     found = finished.load(done)
     split = sources.load_split(found.config.data, found.config.data.splits[1], found.class_names)
     with pytest.raises(TerminatedError, match="nothing was written"):
-        evaluate.over(found, split, lambda: True)
+        finished.evaluate(found, split, lambda: True)

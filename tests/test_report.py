@@ -15,11 +15,16 @@ import pytest
 from conftest import BROWSER, TINY, tiny_config, write_images
 from test_train import run
 
-from tltrain import compare, evaluation, metrics, record, report, run_page, scores, thumbnails
+from tltrain import report
 from tltrain.data import sources
 from tltrain.data.split import Data, Split
 from tltrain.errors import WorkdirError
+from tltrain.experiment import evaluation
 from tltrain.models import zoo
+from tltrain.pages import compare, run_page, thumbnails
+from tltrain.pages.predictions import read_predictions
+from tltrain.runtime import record
+from tltrain.training import metrics, scores
 
 CLASSES = ("<b>&\"x'", "dark", "name_of_a_class_that_is_long_and_has_no_place_to_break_it")
 SECTIONS = ("curves", "metrics", "val", "test", "trainable", "throughput", "config", "environment")
@@ -97,7 +102,7 @@ def test_a_run_ends_with_a_page_that_has_every_section_and_figure(runs):
     assert len(page.of("svg")) == 4, "loss, accuracy, and the reliability of val and test"
     content = json.loads((runs / "a" / "report.json").read_text())
     for split, found in (("val", content["chosen"]["val"]), ("test", content["test"])):
-        made = scores.with_intervals(scores.read(runs / "a")[split])
+        made = scores.with_intervals(read_predictions(runs / "a")[split])
         assert f"{100 * found['accuracy']:.2f} %" in page.text
         assert f"{100 * made['ece'].low:.2f} % to {100 * made['ece'].high:.2f} %" in page.text
         assert str(sum(map(sum, found["confusion"]))) in page.text
@@ -114,7 +119,7 @@ def test_names_of_classes_and_files_are_text_and_never_tags(runs):
 
 def test_mistakes_are_shown_as_pictures_with_name_classes_and_probability(runs):
     page = Elements(runs / "a" / "report.html")
-    found = scores.read(runs / "a")
+    found = read_predictions(runs / "a")
     wrong = [(split, i) for split, of in found.items() for i in scores.mistakes(of, 24)]
     pictures = page.of("img")
     assert len(pictures) == len(wrong) > 0
@@ -130,7 +135,7 @@ def test_of_many_classes_the_confusions_are_listed_and_the_hardest_class_comes_f
     text = (runs / "many" / "report.html").read_text()
     assert "the most frequent" in text and "Rows are the true classes" not in text
     pattern = r'aria-label="Scores by class of val".*?<tbody>\s*<tr><th scope="row">(.*?)</th>'
-    found = scores.read(runs / "many")["val"]
+    found = read_predictions(runs / "many")["val"]
     made = scores.by_class(found.labels, found.predicted, 25)[:3]
     hardest = CLASSES[min(range(3), key=lambda i: made[i].f1)]
     assert html.unescape(re.search(pattern, text, re.DOTALL)[1]) == hardest
@@ -143,9 +148,9 @@ def test_the_page_of_ten_thousand_classes_shows_those_that_matter(runs, tmp_path
     page = Elements(many / "report.html")
     assert "9,900 other classes are not shown" in page.text
     assert (many / "report.html").stat().st_size < (few / "report.html").stat().st_size + 100_000
-    for split, found in scores.read(few).items():
-        np.testing.assert_array_equal(scores.read(many)[split].predicted, found.predicted)
-        np.testing.assert_array_equal(scores.read(many)[split].confidence, found.confidence)
+    for split, found in read_predictions(few).items():
+        np.testing.assert_array_equal(read_predictions(many)[split].predicted, found.predicted)
+        np.testing.assert_array_equal(read_predictions(many)[split].confidence, found.confidence)
 
 
 def test_the_record_of_ten_thousand_classes_is_small_and_exact():
@@ -196,7 +201,7 @@ def test_a_picture_that_is_gone_is_named_with_words(runs, tmp_path, monkeypatch)
     seal(copy)
     assert main(copy) == 0
     page = Elements(copy / "report.html")
-    found = scores.read(copy)["val"]
+    found = read_predictions(copy)["val"]
     assert not page.of("img") and "The image is gone" in page.text
     assert found.ids[scores.mistakes(found, 1)[0]] in page.text
 
@@ -225,7 +230,7 @@ def test_an_error_in_the_page_comes_after_the_record_and_says_so(runs, tmp_path)
 def test_runs_side_by_side_are_paired_by_example(runs, capsys):
     assert main(runs / "a", runs / "b") == 0
     page, shown = Elements(runs / "runs.html"), capsys.readouterr().out
-    a, b = (scores.read(runs / name)["test"] for name in "ab")
+    a, b = (read_predictions(runs / name)["test"] for name in "ab")
     difference = 100 * (b.correct.mean() - a.correct.mean())
     assert f"{difference:+.2f}" in page.text and f"{difference:+.2f}" in shown
     assert [link["href"] for link in page.of("a")] == ["a/report.html", "b/report.html"]

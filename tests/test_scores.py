@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tltrain import bootstrap, metrics, scores
 from tltrain.errors import WorkdirError
+from tltrain.training import bootstrap, metrics, scores
 
 
 def predictions(size, num_classes=2, seed=0):

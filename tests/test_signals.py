@@ -11,13 +11,14 @@ import time
 import pytest
 from test_main import ENVIRONMENT, command, write_config
 
-from tltrain import features, signals
+from tltrain.cache import features
 from tltrain.errors import TerminatedError
+from tltrain.runtime import signals
 
 # the main thread waits for itself in C, where no Python runs, as it does while XLA compiles
 BLOCKED = """
 import ctypes
-from tltrain import signals
+from tltrain.runtime import signals
 with signals.noted(), signals.abandonable("compiling"):
     print("ready", flush=True)
     libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -10,13 +10,14 @@ import pytest
 from test_freeze import batch_of, no_loops, step_of
 from test_train import assert_same_run, run
 
-from tltrain import finished, freeze, loop, optim, steps
-from tltrain.checkpoint import Checkpoints
 from tltrain.config import default
 from tltrain.data import sources
 from tltrain.data.preprocess import load_image
 from tltrain.errors import ConfigError, TerminatedError
-from tltrain.models import zoo
+from tltrain.experiment import finished, loop
+from tltrain.models import freeze, zoo
+from tltrain.runtime.checkpoint import Checkpoints
+from tltrain.training import optim, steps
 
 __all__ = ["no_loops"]  # a fixture
 

@@ -1,59 +1,50 @@
 """The rooms stay apart: who may import what, and how long a function may be."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "tltrain"
-# a file imports only files below it in this list
-ORDER = (
-    "__main__ main find_lr export export_formats export_keras export_resize sweep table doctor checks.data "
-    "checks.weights checks.pixels checks.seconds checks.memory checks.machine checks.settings checks.phases "
-    "checks.case checks.finding checks together heads train predict evaluate ridge loop evaluation programs inputs "
-    "features forward store space finished steps mix optim report compare run_page page charts scores bootstrap "
-    "thumbnails scalars workdir record identity checkpoint command parallel data.inspect data.pipeline data.sources "
-    "data.folder_source data.tfds_source data.content data.split data.preprocess data.files data.augment data sealed "
-    "console models.zoo freeze weights weights_file keras_layout download models.classifier models.densenet "
-    "models.resnet_v2 models.resnet models.efficientnet models.mobilenet_v2 models.mobilenet_v1 models.inception_v3 "
-    "models.xception models.vgg models.pooling models.backbone models.layers models.winograd models.convolution "
-    "metrics config rules places verbs signals errors "
-).split()
-HOMES = {"tensorflow": "data", "tensorflow_datasets": "data", "h5py": "weights", "orbax": "checkpoint"}
-HOMES |= {"absl": "command", "keras": "export_keras"}
-HOMES |= {"ai_edge_litert": "export_formats", "onnx": "export_formats", "onnxruntime": "export_formats"}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "models" or path.name != "__init__.py")
+ROOMS_PY = Path(__file__).parents[1] / "docs" / "rooms.py"
+DRAWN = runpy.run_path(str(ROOMS_PY))
+ROOMS, FILES, room_of, imports_of = (DRAWN[name] for name in ("ROOMS", "FILES", "room_of", "imports_of"))
+HOMES = {"tensorflow": "data.tensorflow", "tensorflow_datasets": "data.tfds_source", "h5py": "weights"}
+HOMES |= {"orbax": "runtime.checkpoint", "absl": "runtime.command", "jinja2": "pages"}
+HOMES |= dict.fromkeys(("ai_edge_litert", "keras", "onnx", "onnxruntime", "tf2onnx"), "exports")
 
 
-def module_of(path):
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_imports_only_its_own_room_and_those_below_it(module):
+    for name in set(imports_of(module)):
+        if name in FILES:
+            assert ROOMS.index(room_of(name)) >= ROOMS.index(room_of(module)), f"{module} imports {name}"
+        elif name in HOMES:
+            assert f"{module}.".startswith(f"{HOMES[name]}."), f"{module} imports {name}"
 
 
-def imports_of(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def test_no_files_import_each_other_in_a_circle():
+    below = {module: {name for name in imports_of(module) if name in FILES} - {module} for module in FILES}
+    while free := {module for module, names in below.items() if not names & below.keys()}:
+        below = {module: names for module, names in below.items() if module not in free}
+    assert not below
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_file_imports_only_what_lies_below_it(path):
-    module = module_of(path)
-    if not module:
-        return
-    for name in imports_of(ast.parse(path.read_text())):
-        top, _, rest = name.partition(".")
-        if top == "tltrain" and rest in ORDER:
-            assert ORDER.index(rest) > ORDER.index(module), f"{module} imports {rest}"
-        if top in HOMES:
-            assert module.startswith(HOMES[top]), f"{module} imports {top}"
+def test_every_room_says_what_it_is_for_and_what_it_must_not_know():
+    rooms = [room for room in ROOMS if room not in DRAWN["BESIDE"]]
+    assert {path.parent.name for path in FILES.values()} == {"tltrain", *rooms}
+    for room in rooms:
+        (text,) = ast.parse(FILES[room].read_text()).body  # and nothing else
+        assert "Nothing here" in " ".join(text.value.value.split()) and len(text.value.value.splitlines()) <= 6
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_files_and_functions_are_short(path):
-    text = path.read_text()
+def test_the_drawing_is_that_of_the_code():
+    assert (ROOMS_PY.parent / "rooms.svg").read_text() == DRAWN["drawing"](), "run python docs/rooms.py"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_files_and_functions_are_short(module):
+    text = FILES[module].read_text()
     assert len(text.splitlines()) <= 250
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

@@ -12,8 +12,8 @@ from test_main import write_config
 from test_train import run as run_alone
 from test_train import without_times
 
-from tltrain import sweep, table
 from tltrain.errors import ConfigError, TerminatedError
+from tltrain.experiment import sweeping, table
 
 ARMS = [{}, {"finetune.freeze_until": "all"}]
 
@@ -30,7 +30,7 @@ def test_every_shipped_config_is_accepted_with_all_its_arms(path, images, tmp_pa
     file = runpy.run_path(str(path))
     config, arms = file["get_config"](), list(file["sweep"]()) if "sweep" in file else [{}]
     config.data.source = f"folder:{images}"
-    assert len(sweep.members(config, arms, 2, tmp_path)) == 2 * len(arms)
+    assert len(sweeping.members(config, arms, 2, tmp_path)) == 2 * len(arms)
 
 
 def reports(folder):
@@ -39,8 +39,8 @@ def reports(folder):
 
 @pytest.mark.bits
 def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
-    runs = sweep.members(tiny, ARMS, 2, tmp_path / "sweep")
-    assert sweep.run(runs, tmp_path / "sweep", never) == 0
+    runs = sweeping.members(tiny, ARMS, 2, tmp_path / "sweep")
+    assert sweeping.run(runs, tmp_path / "sweep", never) == 0
     assert len(reports(tmp_path / "sweep")) == 4
     tiny.update(seed=1)
     tiny.finetune.freeze_until = "all"
@@ -52,8 +52,8 @@ def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
 
 def test_an_arm_that_fails_is_shown_and_the_others_go_on(tiny, tmp_path, capsys):
     tiny.finetune.update(optimizer="sgd", freeze_until=None)
-    runs = sweep.members(tiny, [{"finetune.learning_rate": 1e30}, {"finetune.learning_rate": 1e-3}], 1, tmp_path)
-    assert sweep.run(runs, tmp_path, never) == 3
+    runs = sweeping.members(tiny, [{"finetune.learning_rate": 1e30}, {"finetune.learning_rate": 1e-3}], 1, tmp_path)
+    assert sweeping.run(runs, tmp_path, never) == 3
     assert list(reports(tmp_path)) == ["learning_rate=0.001/seed_0/report.json"]
     shown = capsys.readouterr()
     assert "learning_rate=1e+30, seed 0 failed: finetune: " in shown.err
@@ -61,12 +61,12 @@ def test_an_arm_that_fails_is_shown_and_the_others_go_on(tiny, tmp_path, capsys)
 
 
 def test_a_stopped_sweep_goes_on_and_finished_runs_are_not_done_again(tiny, tmp_path):
-    runs = sweep.members(tiny, ARMS, 1, tmp_path)
+    runs = sweeping.members(tiny, ARMS, 1, tmp_path)
     with pytest.raises(TerminatedError):
-        sweep.run(runs, tmp_path, lambda: bool(reports(tmp_path)))
+        sweeping.run(runs, tmp_path, lambda: bool(reports(tmp_path)))
     (first, finished_at), *others = reports(tmp_path).items()
     assert not others
-    assert sweep.run(sweep.members(tiny, ARMS, 1, tmp_path), tmp_path, never) == 0
+    assert sweeping.run(sweeping.members(tiny, ARMS, 1, tmp_path), tmp_path, never) == 0
     assert reports(tmp_path)[first] == finished_at and len(reports(tmp_path)) == 2
 
 
@@ -82,15 +82,15 @@ def test_a_stopped_sweep_goes_on_and_finished_runs_are_not_done_again(tiny, tmp_
 )
 def test_a_wrong_arm_fails_before_the_first_run(tiny, tmp_path, arms, message):
     with pytest.raises(ConfigError, match=message):
-        sweep.members(tiny, arms, 1, tmp_path)
+        sweeping.members(tiny, arms, 1, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_config_is_refused_before_the_first_run(tiny, tmp_path):
-    sweep.run(sweep.members(tiny, [{}], 1, tmp_path), tmp_path, never)
+    sweeping.run(sweeping.members(tiny, [{}], 1, tmp_path), tmp_path, never)
     tiny.probe.learning_rate = 0.5
     with pytest.raises(ConfigError, match=r"probe.learning_rate: 0.001 -> 0.5"):
-        sweep.members(tiny, [{}], 1, tmp_path)
+        sweeping.members(tiny, [{}], 1, tmp_path)
 
 
 def report_of(accuracy, images_per_second=None):

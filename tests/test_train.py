@@ -11,12 +11,12 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from tltrain import report, train
-from tltrain.checkpoint import Checkpoints, with_leaves
 from tltrain.data import pipeline, sources
 from tltrain.errors import ConfigError, DataError, DivergedError, TerminatedError, WorkdirError
+from tltrain.experiment import report, train
 from tltrain.models import zoo
-from tltrain.workdir import Clock, Workdir
+from tltrain.runtime.checkpoint import Checkpoints, with_leaves
+from tltrain.runtime.workdir import Clock, Workdir
 
 TIMES = ("seconds", "share_waiting_for_input", "images_per_second")
 TIMES += ("files", "sha256")  # digests of what tells the time too

@@ -27,10 +27,11 @@ import references
 from conftest import TINY, graded
 from references import FIRST, base, variables_of
 
-from tltrain import download, keras_layout, train, weights_file
 from tltrain.errors import WeightsError
+from tltrain.experiment import train
 from tltrain.models import zoo
 from tltrain.models.backbone import WeightFile
+from tltrain.weights import download, keras_file, keras_layout
 
 BACKBONE = zoo.BACKBONES["mobilenet_v2_0.35"]()
 
@@ -217,7 +218,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(fault, reference, tmp_path)
 
 SMALL = TINY()
 SMALL_KERNEL, SHAPE, VARIANCE = "Conv1/Conv1/kernel:0", (3, 3, 3, 16), "bn_Conv1/bn_Conv1/moving_variance:0"
-MEMBER = weights_file.MEMBER
+MEMBER = keras_file.MEMBER
 
 
 def write_small(path, **options):
@@ -291,12 +292,12 @@ def deep(file):
 
 
 def many(file):
-    for i in range(weights_file.MAX_OBJECTS):
+    for i in range(keras_file.MAX_OBJECTS):
         file.create_group(f"group_{i}")
 
 
 def many_attributes(file):
-    for i in range(weights_file.MAX_ATTRIBUTES + 1):
+    for i in range(keras_file.MAX_ATTRIBUTES + 1):
         file["Conv1"].attrs[f"a{i}"] = i
 
 

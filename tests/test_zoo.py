@@ -28,8 +28,8 @@ from references import (
 from test_freeze import batch_of, same, step_of
 
 from tltrain import config as config_lib
-from tltrain import sweep
 from tltrain.errors import ConfigError
+from tltrain.experiment import sweeping
 from tltrain.models import (
     convolution,
     densenet,
@@ -366,7 +366,7 @@ def test_images_have_the_size_of_the_backbone_where_the_config_has_none_and_are_
 
 def test_the_arms_of_the_comparison_without_weights_are_one_of_each_family(tmp_path):
     file = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "backbones.py"))
-    first, *others = sweep.members(file["get_config"](), list(file["sweep"]()), 1, tmp_path)
+    first, *others = sweeping.members(file["get_config"](), list(file["sweep"]()), 1, tmp_path)
     assert first.arm == "backbone=mobilenet_v2" and first.config.model.weights.endswith(".h5")
     assert sorted(m.arm for m in others) == sorted(f"backbone={name},weights=random" for name in FIRST)
     assert all(m.config.data.image_size == zoo.BACKBONES[m.config.model.backbone]().input_size for m in others)
@@ -382,5 +382,5 @@ def test_two_arms_of_the_comparison_of_backbones_run(images, tmp_path, capsys):
     config.features.dir = str(tmp_path / "features")
     config.probe.epochs = 1
     chosen = arms[:2]
-    assert sweep.run(sweep.members(config, chosen, 1, tmp_path), tmp_path, lambda: False) == 0
+    assert sweeping.run(sweeping.members(config, chosen, 1, tmp_path), tmp_path, lambda: False) == 0
     assert "backbone=mobilenet_v2, seed 0: val accuracy" in capsys.readouterr().out

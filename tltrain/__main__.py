@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from tltrain.errors import ConfigError
-from tltrain.verbs import VERBS
+from tltrain.runtime.verbs import VERBS
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,11 +16,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import tltrain
-from tltrain import command, console
 from tltrain.checks import data, machine, memory, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
 from tltrain.checks.finding import LEVELS, Finding, advice, fine, of_error
 from tltrain.errors import TerminatedError, TltrainError
+from tltrain.runtime import command, console
 
 _FILE_WIDTH = 120  # characters of a line where there is no terminal
 

@@ -4,19 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from tltrain import command, config, console, evaluation, finished, parallel, report, scores
+from tltrain import config, places
 from tltrain.data import sources
 from tltrain.data.split import Data, Split
-from tltrain.errors import ConfigError, TerminatedError, WorkdirError
-from tltrain.evaluation import Evaluation
-from tltrain.finished import Finished
-from tltrain.inputs import Inputs
-from tltrain.workdir import Clock
+from tltrain.errors import ConfigError
+from tltrain.experiment import evaluation, finished, report
+from tltrain.experiment.evaluation import Evaluation
+from tltrain.experiment.finished import Finished
+from tltrain.runtime import command, console
+from tltrain.training import scores
 
 _SHOWN = 50  # classes of the table on the terminal
 
@@ -44,11 +41,11 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
         split = sources.load_split(run.config.data, expression, run.class_names)
     else:
         split = finished.own_split(run, expression)
-    found = over(run, split, stop)
+    found = finished.evaluate(run, split, stop)
     _show(run, split, found)
     if arguments.output:
         lines = evaluation.predictions(Data({split.expression: split}, run.class_names), {split.expression: found})
-        write_lines(arguments.output, (json.dumps(line) for line in lines))
+        places.write_lines(arguments.output, (json.dumps(line) for line in lines))
         console.say(f"Every prediction is in {arguments.output}.")
     return 0
 
@@ -57,28 +54,6 @@ def _last_split(arguments, run):
     if arguments.source:
         raise ConfigError("--source without --split; on the command line; say which, as in --split train for all of it")
     return run.config.data.splits[-1]
-
-
-def over(run: Finished, split: Split, stop: Callable[[], bool], features: np.ndarray | None = None) -> Evaluation:
-    """The best model of `run` on `split`, whose labels index its class names; `features` as for `evaluation.over`.
-
-    Equal images give bitwise the logits of the run's own evaluation, on CPU and unless `features.dtype` rounds.
-
-    Raises:
-        DataError: too many unreadable images.
-        TerminatedError: `stop()` became true.
-    """
-    settings = config.copied(run.config)
-    for phase in config.PHASES:
-        settings[phase].epochs = int(phase == run.phase)  # no other phase wants activations of its own
-    mesh = parallel.make_mesh(settings.batch_size)
-    data = Data({"given": split}, run.class_names)
-    inputs = Inputs(settings, run.model, data, mesh, Clock(), stop).of_phase(run.phase, "given", run.variables)
-    title = f"evaluating {split.expression}"
-    found = evaluation.over(run.model, run.variables, inputs, split, title, mesh, settings, stop, features)
-    if found is None:
-        raise TerminatedError(f"stopped while {split.expression} was evaluated; nothing was written")
-    return found
 
 
 def _show(run: Finished, split: Split, found: Evaluation) -> None:
@@ -97,15 +72,6 @@ def _show(run: Finished, split: Split, found: Evaluation) -> None:
     console.table("", ["class", "images", "precision", "recall", "F1"], rows)
     if len(shown) < len(classes):
         console.say(f"{len(classes) - len(shown)} classes of higher F1 are not shown.")
-
-
-def write_lines(path: Path, lines: Any) -> None:
-    """Writes lines of text to the file `path`; raises WorkdirError where it cannot."""
-    try:
-        with path.open("w", encoding="utf-8", errors="surrogateescape") as file:  # a name of bytes as these bytes
-            file.writelines(f"{line}\n" for line in lines)
-    except OSError as error:
-        raise WorkdirError(f"cannot write {path}; {error.strerror}; give another --output") from error
 
 
 if __name__ == "__main__":

@@ -1,200 +1,14 @@
-"""The feature cache: what a frozen prefix makes of each example is computed once, stored, and read back by every run.
-
-A store is named by a hash of all that its numbers depend on: the frozen variables themselves, the pixels' way to them,
-and the examples. `python -m tltrain.features --list` shows what is stored, `--clear` frees it.
-"""
+"""`python -m tltrain.features --list` shows the stored features, `--clear` frees them."""
 
 import contextlib
-import hashlib
-import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
-
-from tltrain import command, console, forward, places, signals, space, store
-from tltrain.data import begin_import, import_tensorflow, pipeline
-from tltrain.data.augment import Augment
-from tltrain.data.split import Split
-from tltrain.download import cache_dir
-from tltrain.errors import ConfigError, TerminatedError, WorkdirError
-from tltrain.models.classifier import Classifier
-
-FORMAT = 4  # raise it when the numbers or the files of a store change their meaning
-
-
-class Wanted(NamedTuple):
-    """A store that a phase wants: activations before stage `cut` of every example of `split`.
-
-    `augment` is None for plain images; else `view` counts the augmented views, drawn as those of epoch `view` are.
-    """
-
-    split: Split
-    cut: int
-    augment: Augment | None = None
-    view: int = 0
-
-
-def directory(config: ConfigDict) -> Path:
-    """Where the stores of `config` lie."""
-    return Path(config.features.dir) if config.features.dir else cache_dir() / "features"
-
-
-def ensure(
-    config: ConfigDict,
-    model: Classifier,
-    variables: dict,
-    wanted: Wanted,
-    base: tuple[int, store.Store] | None,
-    corrupt: pipeline.Corrupt,
-    mesh: Mesh,
-    progress: Callable[[str, int, int], contextlib.AbstractContextManager[Callable[[int], None]]],
-) -> store.Store:
-    """The store that is wanted, computed as far as it is not there yet.
-
-    Args:
-        config: of the run.
-        model: its classifier.
-        variables: `params` and `batch_stats` that hold the frozen stages.
-        wanted: what is stored.
-        base: an earlier cut and the store of the same images there, to start from; or None: from the images.
-        corrupt: collects unreadable images.
-        mesh: the devices that compute.
-        progress: entered once all is compiled, with a title, the number of examples and how many of them are done
-            already; yields what is told how many are done.
-
-    Raises:
-        DataError: too many unreadable images.
-        space.NoSpaceError: the disk is too full; the cuts that would fit are named.
-        WorkdirError: the folder cannot be written.
-    """
-    facts = _facts(config, model, variables, wanted)
-    folder = location(config, model, variables, wanted)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            stored = _stored(folder, len(wanted.split.ids))
-            if stored is None:
-                _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress)
-                stored = _stored(folder, len(wanted.split.ids))
-                assert stored is not None, "it was written just now"
-    except (OSError, ValueError) as error:
-        raise WorkdirError(
-            f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
-        ) from error
-    for i in np.flatnonzero(~stored.readable):
-        corrupt.add(int(i), "unreadable when its features were computed")
-    corrupt.check()
-    return stored
-
-
-def location(config: ConfigDict, model: Classifier, variables: dict, wanted: Wanted) -> Path:
-    """The folder of the store that `ensure` gives, be it there or not."""
-    return directory(config) / _name(_facts(config, model, variables, wanted))
-
-
-def _facts(config, model, variables, wanted) -> dict[str, Any]:
-    """What the numbers of a store depend on, and in words where they come from."""
-    arrays = hashlib.sha256()
-    for stage in model.backbone.stages[: wanted.cut]:
-        for collection in ("params", "batch_stats"):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(variables[collection]["backbone"].get(stage, {})):
-                arrays.update(f"{stage}{jax.tree_util.keystr(path)}{leaf.shape}".encode())
-                arrays.update(np.asarray(leaf).tobytes())
-    augment = wanted.augment and {"view": wanted.view, **vars(wanted.augment)}
-    return {
-        "format": FORMAT,
-        "source": config.data.source,
-        "split": wanted.split.expression,
-        "examples": wanted.split.fingerprint,
-        "backbone": config.model.backbone,
-        "arrays": arrays.hexdigest(),
-        "place": place(model, wanted.cut),
-        "pixels": model.pixels,
-        "image_size": list(config.data.image_size),
-        "resize": config.data.resize,
-        "augment": augment,
-        "dtype": config.model.dtype,
-        "stored_dtype": config.features.dtype,
-    }
-
-
-def _name(facts: dict[str, Any]) -> str:
-    others = ("source", "split", "array")  # which `examples` and the files say
-    decisive = {key: value for key, value in facts.items() if key not in others}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _stored(folder: Path, num_examples: int) -> store.Store | None:
-    """The store at `folder`, whose name is the hash of what it holds; None where there is none, or no more."""
-    if not folder.is_dir():
-        return None
-    try:
-        stored = store.Store(folder)
-        if _name(stored.facts) == folder.name and len(stored.readable) == num_examples:
-            return stored
-    except store.DamagedError:
-        pass
-    console.warn(f"stored features were damaged; at {folder}; they are computed again")
-    shutil.rmtree(folder)
-    return None
-
-
-def place(model: Classifier, cut: int) -> str:
-    """The cut in words."""
-    stages = model.backbone.stages
-    return "pooled features" if cut == len(stages) else f"activations before {stages[cut]}"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            places.lock(file)
-        except BlockingIOError:
-            console.say("Another process computes the same features; waiting for it ...")
-            with signals.abandonable("waiting"):
-                places.lock(file, wait=True)
-        yield
-
-
-def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress):
-    split, size, num_examples = wanted.split, config.batch_size, len(wanted.split.ids)
-    start, stored = base or (0, None)
-    row = stored.inputs[0] if stored else np.zeros((*config.data.image_size, 3), np.uint8)
-    program = forward.Program(model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
-    result = forward.result(program)
-    dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
-    if not folder.with_suffix(".part").exists():
-        space.check(folder.parent, num_examples, result.shape[1:], dtype, model, config)
-    writer = store.Writer(folder, (num_examples, *result.shape[1:]), dtype)
-    index, mask = pipeline.rows(num_examples, size)
-    due = (writer.missing[index] & mask).any(1)
-    index, mask = index[due], mask[due]
-    if stored:
-        batches = pipeline.from_arrays(stored.take, stored.readable, split.labels, index, mask)
-    else:
-        options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
-        batches = pipeline.from_images(split, index, mask, *options)
-        begin_import()  # TensorFlow comes in while XLA compiles
-    computed = forward.activations(program, variables, batches)
-    if not stored:
-        import_tensorflow()
-    title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
-    done = num_examples - int(writer.missing.sum())
-    with progress(title, num_examples, done) as update:
-        for batch, keep in zip(computed, mask, strict=True):
-            writer.write(batch["index"][keep], np.asarray(batch["inputs"])[keep].astype(dtype), batch["mask"][keep])
-            done += int(keep.sum())
-            update(done)
-    writer.finish(facts)
+from tltrain import places
+from tltrain.cache import store
+from tltrain.errors import ConfigError, TerminatedError
+from tltrain.runtime import command, console
 
 
 def main(argv: list[str]) -> int:
@@ -208,7 +22,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(arguments, stop):
-    arguments.dir = arguments.dir or cache_dir() / "features"
+    arguments.dir = arguments.dir or places.cache_dir() / "features"
     found = {folder.name: folder for folder in store.folders(arguments.dir)}
     if arguments.list:
         _show(list(found.values()), arguments.dir)

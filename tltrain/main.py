@@ -4,8 +4,9 @@ import sys
 import time
 
 import tltrain
-from tltrain import command, train
-from tltrain.workdir import Clock
+from tltrain.experiment import train
+from tltrain.runtime import command
+from tltrain.runtime.workdir import Clock
 
 
 def main(argv: list[str]) -> int:

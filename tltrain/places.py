@@ -2,9 +2,10 @@
 
 import contextlib
 import fcntl
+import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,20 @@ def local(text: str, given: str) -> Path:
         raise ConfigError(f"no home folder for {text}; {given}; set $HOME, or give the whole path") from error
 
 
+def cache_dir() -> Path:
+    """Where downloads are kept: `$TLTRAIN_CACHE`, else `~/.cache/tltrain` (or below `$XDG_CACHE_HOME`)."""
+    if named := os.environ.get("TLTRAIN_CACHE"):
+        return _expanded(named)
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tltrain"
+
+
+def _expanded(place):
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise WorkdirError(f"no home folder; for what is kept, {place}; set $HOME or $TLTRAIN_CACHE") from error
+
+
 def absolute(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The paths of `flat`, a flat config, by key, as they mean the same from every folder; links stay as named."""
     made = {}
@@ -66,6 +81,15 @@ def writing(what: Path | str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise WorkdirError(f"cannot write {what}; {reason_of(error)}; {remedy}") from error
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines of text to the file `path`; raises WorkdirError where it cannot."""
+    try:
+        with path.open("w", encoding="utf-8", errors="surrogateescape") as file:  # a name of bytes as these bytes
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        raise WorkdirError(f"cannot write {path}; {error.strerror}; give another --output") from error
 
 
 def lock(file: IO, wait: bool = False) -> None:

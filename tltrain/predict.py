@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tltrain import command, console, evaluate, finished, metrics, report
+from tltrain import places
 from tltrain.data import folder_source
 from tltrain.data.files import read_file
 from tltrain.data.preprocess import FORMATS
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError, DataError, WorkdirError
+from tltrain.experiment import finished, report
+from tltrain.runtime import command, console
+from tltrain.training import metrics
 
 _SHOWN = 50  # rows of the table on the terminal
 
@@ -40,12 +43,12 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
     run.config.data.max_corrupt = 1.0  # a broken file is named, the others go on
     split = _split(arguments.images)
     features = _empty_features(run, split) if arguments.features else None
-    found = evaluate.over(run, split, stop, features)
+    found = finished.evaluate(run, split, stop, features)
     probabilities = metrics.probabilities(found.logits)
     _show(run, split, found.counted, probabilities)
     if arguments.output:
         write = _csv if arguments.output.suffix == ".csv" else _json_lines
-        evaluate.write_lines(arguments.output, write(run, split, found.counted, probabilities))
+        places.write_lines(arguments.output, write(run, split, found.counted, probabilities))
         console.say(f"Every prediction is in {arguments.output}.")
     if features is not None:
         _write_features(arguments.features, split, features, found.counted)

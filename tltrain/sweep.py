@@ -1,35 +1,16 @@
 """`python -m tltrain.sweep --config FILE --workdir DIR --seeds N`: every arm with every seed, and their table.
 
 The config file defines, beside `get_config`, a function `sweep` that yields one dict of changed keys an arm, such as
-`{"finetune.freeze_until": "block_12"}`. Each run has a workdir of its own, `DIR/ARM/seed_S`, made by `train.run`, so
-the same command goes on with a sweep that was stopped, and a finished run is not done again.
+`{"finetune.freeze_until": "block_12"}`.
 """
 
-import contextlib
 import runpy
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ml_collections import ConfigDict
-
-from tltrain import command, console, report, table, together, train
-from tltrain import config as config_lib
-from tltrain.data import sources
-from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirError
-from tltrain.models import zoo
-from tltrain.record import read_json, read_report
-from tltrain.space import NoSpaceError
-from tltrain.workdir import Clock
-
-
-class Member(NamedTuple):
-    """One run of a sweep."""
-
-    arm: str
-    config: ConfigDict
-    path: Path
+from tltrain.errors import ConfigError
+from tltrain.experiment import sweeping
+from tltrain.runtime import command
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=command.number(1, 10_000), metavar="N", default=1, help=text)
 
     def work(arguments, stop):
-        runs = members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)
-        return run(runs, arguments.workdir, stop)
+        runs = sweeping.members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)
+        return sweeping.run(runs, arguments.workdir, stop)
 
     return command.run(parser, argv, work)
 
@@ -55,149 +36,6 @@ def _arms_of(path: str) -> list[dict[str, Any]]:
     if not arms or not all(isinstance(arm, dict) for arm in arms):
         raise ConfigError(f"no arms to run; in {path}; define sweep() so that it yields dicts of changed keys")
     return arms
-
-
-def members(base: ConfigDict, arms: list[dict[str, Any]], num_seeds: int, workdir: Path) -> list[Member]:
-    """The runs, arm by arm, each config checked.
-
-    Raises:
-        ConfigError: an arm has an unknown key or a value that is not allowed, two arms are equal, or the workdir holds
-            a run of another config.
-    """
-    found: list[Member] = []
-    allowed = config_lib.RULES["seed"]
-    if not allowed[0](base.get("seed")):
-        raise ConfigError(f"seed = {base.get('seed')!r}, allowed: {allowed[1]}; in the config; correct it")
-    for arm in arms:
-        if "seed" in arm:
-            raise ConfigError("sweep() yields the key 'seed'; seeds are given by --seeds; remove it")
-        name = _name(arm, arms)
-        if any(member.arm == name for member in found):
-            raise ConfigError(f"sweep() yields {arm} twice; remove one")
-        for seed in range(base.seed, base.seed + num_seeds):
-            config = _changed(base, arm | {"seed": seed})
-            found.append(Member(name, config, workdir / name.replace("/", "_") / f"seed_{seed}"))
-    for member in found:
-        stored = read_json(member.path / "config.json")
-        if stored is not None and (changed := config_lib.differences(member.config, stored)):
-            raise ConfigError(
-                f"the sweep has another config than before; {member.path}: {', '.join(changed)}; "
-                "choose another --workdir, or give the same config"
-            )
-    return found
-
-
-def _name(arm, arms):
-    """`key=value,...`, keys by their last part where that names one key of the whole sweep."""
-    keys = {key for other in arms for key in other}
-    last = [key.rpartition(".")[2] for key in keys]
-    short = {key: leaf if last.count(leaf := key.rpartition(".")[2]) == 1 else key for key in keys}
-    return ",".join(f"{short[key]}={value}" for key, value in arm.items()) or "base"
-
-
-def _changed(base, arm):
-    """`base` with the keys of `arm`, as a run would accept it."""
-    config = config_lib.copied(base)
-    problems = [message for key in arm if (message := config_lib.unknown(key))]
-    if problems:
-        raise ConfigError(f"{'; '.join(problems)}; in the arm {arm} of sweep(); correct the name")
-    try:
-        config.update_from_flattened_dict(arm)
-        config_lib.validate(config)
-        config = sources.resolved(zoo.resolved(config))
-    except TltrainError as error:
-        raise type(error)(f"{error}; in the arm {arm} of sweep()") from error
-    except Exception as error:  # of ml_collections, where the arm or the config lacks keys or holds anything
-        raise ConfigError(f"{error}; in the arm {arm} of sweep()") from error
-    return config
-
-
-def run(runs: list[Member], workdir: Path, stop: Callable[[], bool]) -> int:
-    """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code."""
-    num_failed = exit_code = 0
-    failed = _train_together(runs, stop)
-    for i, member in enumerate(runs, 1):
-        title = f"[{i}/{len(runs)}] {member.arm}, seed {member.config.seed}"
-        try:
-            if member.path in failed:
-                raise failed[member.path]
-            result = _result(member, title, stop)
-            console.say(f"{title}: {_outcome(result)}")
-        except TerminatedError:
-            raise
-        except Exception as error:  # whatever an arm does, the others go on
-            num_failed += 1
-            exit_code = exit_code or getattr(error, "exit_code", 1)
-            kind = "" if isinstance(error, TltrainError) else f"{type(error).__name__}: "
-            console.warn(f"{title} failed: {kind}{error}")
-    show(runs, workdir)
-    if num_failed:
-        console.say(f"{num_failed} of {len(runs)} runs failed; the same command tries them again.")
-    return exit_code
-
-
-def _train_together(runs, stop):
-    """Trains the probes that differ in numbers alone and have not begun; the errors of those that failed, by path."""
-    kinds: dict[str, list[Member]] = {}
-    for member in runs:
-        if kind := together.kind(member.config):
-            kinds.setdefault(kind, []).append(member)
-    failed: dict[Path, Exception] = {}
-    for group in kinds.values():
-        seeds = dict.fromkeys(member.config.seed for member in group)
-        grid = [[(m.config, m.path) for m in group if m.config.seed == seed] for seed in seeds]
-        num_due = sum(together.is_due(member.path) for member in group)
-        if num_due < 2:
-            continue
-        console.say(f"Training {num_due} probes together: they differ in rate, decay or seed alone ...")
-        try:
-            failed |= together.run(grid, Clock(), stop)
-        except NoSpaceError as error:
-            console.say(f"One by one, then: {error}")
-        except TerminatedError:
-            raise
-        except Exception as error:  # as with an arm that fails, the others go on
-            failed |= {member.path: error for member in group if together.is_due(member.path)}
-    return failed
-
-
-def _result(member, title, stop):
-    """The content of `report.json` of a finished run; runs it where there is none."""
-    if (finished := _finished(member)) is not None:
-        return finished
-    console.say(f"{title} ...")
-    with console.into(member.path / "output.txt"):
-        return train.run(member.config, member.path, Clock(), stop)
-
-
-def _finished(member):
-    """The content of `report.json`, None where there is none that is sound."""
-    with contextlib.suppress(WorkdirError):
-        return read_report(member.path)
-    return None
-
-
-def _outcome(result):
-    chosen = result["chosen"]
-    seconds = report.duration(sum(result["seconds"].values()))
-    return f"val accuracy {report.number(chosen['val']['accuracy'])} ({chosen['phase']}), {seconds} s"
-
-
-def show(runs: list[Member], workdir: Path) -> None:
-    """Prints the table of the finished runs and writes it to the workdir as CSV, Markdown and LaTeX."""
-    reports: dict[str, dict[int, dict[str, Any]]] = {}
-    for member in runs:
-        finished = _finished(member)
-        reports.setdefault(member.arm, {}).update({} if finished is None else {member.config.seed: finished})
-    made = table.rows(reports)
-    lost = [arm for arm, of_seeds in reports.items() if not of_seeds]
-    blank = [""] * (len(table.HEADER) - 3)
-    body = [*map(table.cells, made), *((arm, "0", "failed", *blank) for arm in lost)]
-    console.say("")
-    console.table(f"Accuracy on {made[0].split if made else 'val'}, percent", table.HEADER, body)
-    if made:
-        table.write(made, workdir)
-        console.say(f"The table is in {workdir}: table.csv, table.md, table.tex; each run in ARM/seed_S below it.")
 
 
 if __name__ == "__main__":

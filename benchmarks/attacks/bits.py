@@ -98,9 +98,9 @@ def enter(folder):
 @functools.cache
 def prepared():
     """The states `stopped` and `finished` of the run, copied beside `home`, and how it and its evaluation end."""
-    from tltrain import train
     from tltrain.errors import TerminatedError
-    from tltrain.workdir import Clock
+    from tltrain.experiment import train
+    from tltrain.runtime.workdir import Clock
 
     home = Path("home").absolute()
     home.mkdir()

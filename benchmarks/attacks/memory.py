@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from kills import write_images
 
-from tltrain import console, train
 from tltrain.config import default
-from tltrain.workdir import Clock
+from tltrain.experiment import train
+from tltrain.runtime import console
+from tltrain.runtime.workdir import Clock
 
 STEPS = 3000
 LIMIT = 1.0  # MiB in 100 steps

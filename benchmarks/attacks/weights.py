@@ -21,10 +21,10 @@ import h5py
 import jax
 import numpy as np
 
-from tltrain import keras_layout, weights
 from tltrain.config import default
 from tltrain.errors import WeightsError
 from tltrain.models import zoo
+from tltrain.weights import keras_layout, keras_weights
 
 HOSTILE, DAMAGED = 100, 2000
 MAX_SECONDS, MAX_MIB = 2, 300
@@ -43,7 +43,7 @@ def main():
         nonlocal slowest
         started = time.process_time()
         try:
-            return weights.load(path, layers, shapes, sha256)
+            return keras_weights.load(path, layers, shapes, sha256)
         finally:
             slowest = max(slowest, time.process_time() - started)
 

@@ -98,14 +98,16 @@ def onnx(job):
 def tltrain(job):
     import jax
 
-    from tltrain import forward, parallel, weights
+    from tltrain.cache import forward
     from tltrain.config import default
     from tltrain.models import zoo
     from tltrain.models.classifier import run_frozen
+    from tltrain.runtime import parallel
+    from tltrain.weights import keras_weights
 
     model = zoo.create(default(), 2)
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
-    loaded = weights.load(job["weights_file"], model.backbone.keras_layers(), shapes)
+    loaded = keras_weights.load(job["weights_file"], model.backbone.keras_layers(), shapes)
     variables = zoo.init(model, 0, loaded.variables)
     mesh = parallel.make_mesh(job["batch_size"])
     last = len(model.backbone.stages)

@@ -45,9 +45,10 @@ def keras(name, shape):
 
 
 def tltrain(name, shape):
-    from tltrain import forward, parallel
+    from tltrain.cache import forward
     from tltrain.config import default
     from tltrain.models import zoo
+    from tltrain.runtime import parallel
 
     config = default()
     config.model.backbone = name

@@ -11,15 +11,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tltrain import console, download, parallel, weights
 from tltrain.checks.finding import NotThereYetError
-from tltrain.data import import_tensorflow, inspect, sources, tfds_source
+from tltrain.data import inspect, sources, tfds_source
 from tltrain.data.preprocess import load_image
 from tltrain.data.split import Data
+from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, TerminatedError
 from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.classifier import Classifier
+from tltrain.runtime import console, parallel
+from tltrain.weights import download, keras_weights
 
 _SAMPLE, _MIN_SAMPLE = 128, 32  # images whose pixels are looked at, of 224 x 224, and how few of large ones
 
@@ -134,12 +136,12 @@ class Case:
         return download.imagenet(self.backbone)
 
     @functools.cached_property
-    def loaded(self) -> weights.Loaded | None:
+    def loaded(self) -> keras_weights.Loaded | None:
         """What is in the weight file, None for random weights."""
         if self.weight_path is None:
             return None
         shapes = {name: tree["backbone"] for name, tree in zoo.shapes(zoo.create(self.config, 2)).items()}
-        return weights.load(self.weight_path, self.backbone.keras_layers(), shapes, self.config.model.sha256)
+        return keras_weights.load(self.weight_path, self.backbone.keras_layers(), shapes, self.config.model.sha256)
 
     @functools.cached_property
     def variables(self) -> dict:

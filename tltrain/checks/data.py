@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tltrain import console
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import inspect, sources
 from tltrain.data.inspect import Looked
 from tltrain.errors import DataError
+from tltrain.runtime import console
 
 _NAMED = 5  # files that a line names
 _IMBALANCE = 3.0  # largest to smallest class, from which on it is worth a word

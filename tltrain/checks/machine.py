@@ -14,9 +14,9 @@ from tltrain import config as config_lib
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import sources
-from tltrain.download import cache_dir
 from tltrain.errors import ConfigError, DataError, WorkdirError
-from tltrain.record import read_json
+from tltrain.places import cache_dir
+from tltrain.runtime.record import read_json
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder a GPU where NVIDIA's driver is loaded
 _FREE_GIB = 1.0  # below it a few checkpoints and a log fill the disk

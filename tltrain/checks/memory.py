@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import jax
 
-from tltrain import features, space
+from tltrain.cache import features, space
 from tltrain.checks import phases
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, fine, problem

@@ -11,15 +11,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import evaluation, features, forward, freeze, optim, programs, space, steps
+from tltrain.cache import features, forward, space
+from tltrain.cache.inputs import Inputs, SplitInputs
 from tltrain.checks.case import Case
 from tltrain.checks.finding import NotThereYetError
 from tltrain.data import pipeline
 from tltrain.data.preprocess import Augment
 from tltrain.errors import WeightsError
-from tltrain.inputs import Inputs, SplitInputs
-from tltrain.models import zoo
-from tltrain.workdir import Clock
+from tltrain.experiment import evaluation, programs
+from tltrain.models import freeze, zoo
+from tltrain.runtime.workdir import Clock
+from tltrain.training import optim, steps
 
 
 class Due(NamedTuple):

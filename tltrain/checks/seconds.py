@@ -15,16 +15,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from tltrain import console, evaluation, forward, freeze, parallel, report, steps
-from tltrain.checkpoint import Checkpoints
+from tltrain.cache import forward
+from tltrain.cache.inputs import SplitInputs
 from tltrain.checks import memory, phases
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, NotThereYetError, advice, fine
 from tltrain.data import pipeline
 from tltrain.data.preprocess import Augment
 from tltrain.errors import WeightsError
-from tltrain.inputs import SplitInputs
-from tltrain.models import zoo
+from tltrain.experiment import evaluation, report
+from tltrain.models import freeze, zoo
+from tltrain.runtime import console, parallel
+from tltrain.runtime.checkpoint import Checkpoints
+from tltrain.training import steps
 
 _FORWARD_BATCHES = 12  # that the frozen forward pass is timed on
 _KEPT_BATCHES = 4  # of their results, to time the steps that start from them

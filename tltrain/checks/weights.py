@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from tltrain import download
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine
+from tltrain.weights import download
 
 
 def check_weights(case: Case) -> Iterator[Finding]:

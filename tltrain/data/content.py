@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tltrain import console, sealed
 from tltrain.data.files import MAX_BYTES, kind_of
-from tltrain.download import cache_dir
+from tltrain.places import cache_dir
+from tltrain.runtime import console, sealed
 
 _ENTRY = np.dtype([("state", "V40"), ("sha256", "V32"), ("kind", "S16")])
 _SETTLED = 2 * 10**9  # ns after a change, from which on another change would show in the times of the file

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tltrain.data import import_tensorflow
 from tltrain.data.augment import Augment
 from tltrain.data.preprocess import load_image
 from tltrain.data.split import Split
+from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, reason_of
 
 Batch = dict[str, Any]

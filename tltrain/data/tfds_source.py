@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import sealed
-from tltrain.data import content, import_tensorflow
+from tltrain.data import content
 from tltrain.data.split import Data, Split
-from tltrain.download import cache_dir
+from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, foreign_errors
+from tltrain.places import cache_dir
+from tltrain.runtime import sealed
 
 
 def load(name: str, config: ConfigDict) -> Data:

@@ -10,12 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import freeze
 from tltrain.config import PHASES
 from tltrain.errors import ConfigError
 from tltrain.models import (
     densenet,
     efficientnet,
+    freeze,
     inception_v3,
     mobilenet_v1,
     mobilenet_v2,

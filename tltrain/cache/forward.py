@@ -1,0 +1,98 @@
+"""The compiled forward pass of frozen stages, over batches, on all cores."""
+
+import collections
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tltrain.data.pipeline import Batch
+from tltrain.models import zoo
+from tltrain.models.classifier import Classifier, frozen_constants, run_frozen
+from tltrain.models.layers import forward_options
+from tltrain.runtime import parallel, signals
+
+Result = TypeVar("Result")
+
+
+class Program(NamedTuple):
+    """Stages `[start, stop)` of `model` for batches of `shape` and `dtype`, divided over `mesh`."""
+
+    model: Classifier
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    mesh: Mesh
+
+
+@functools.cache
+def _lowered(program: Program) -> Any:
+    run = functools.partial(run_frozen, program.model, start=program.start, stop=program.stop)
+    whole, parts = parallel.shardings(program.mesh)
+    jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
+    shapes = zoo.shapes(program.model)
+    shapes = shapes | jax.eval_shape(_constants(program), shapes)
+    return jitted.lower(shapes, jax.ShapeDtypeStruct(program.shape, program.dtype))
+
+
+@functools.cache
+def _constants(program: Program) -> Callable[[dict], dict]:
+    x = jax.ShapeDtypeStruct(program.shape, program.dtype)
+    make = functools.partial(frozen_constants, program.model, x=x, start=program.start, stop=program.stop)
+    return jax.jit(make, out_shardings=parallel.shardings(program.mesh)[0])
+
+
+def result(program: Program) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what `program` makes of a batch, without compiling it."""
+    return _lowered(program).out_info
+
+
+@functools.cache
+def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
+    """`run_frozen` as a function of `(constants, x)`, compiled once a process; threads may call it side by side."""
+    with signals.abandonable("compiling"):
+        return _lowered(program).compile()
+
+
+def constants(program: Program, variables: dict) -> dict:
+    """What `compiled(program)` takes of `variables`: on all devices, with all that follows from them alone."""
+    replicated = parallel.replicate({name: variables[name] for name in ("params", "batch_stats")}, program.mesh)
+    return replicated | _constants(program)(replicated)
+
+
+def activations(program: Program, variables: dict, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """`batches` of what `program` starts from, their inputs replaced by what it makes of them, on the devices.
+
+    However stages are divided into programs, and whatever stands in the other rows of a batch, a row is bitwise the
+    same (on CPU).
+    """
+    run, mesh, frozen = compiled(program), program.mesh, constants(program, variables)
+
+    def compute(batch):
+        return batch | {"inputs": jax.block_until_ready(run(frozen, parallel.put(batch["inputs"], mesh)))}
+
+    return in_order(compute, ((batch,) for batch in batches), mesh)
+
+
+def in_order(function: Callable[..., Result], arguments: Iterable[tuple], mesh: Mesh) -> Iterator[Result]:
+    """Results of `function(*argument)`, which runs a program on `mesh`, in order, from as many threads as pay off.
+
+    On one CPU device batches side by side keep all cores busy to the end; on an accelerator the transfer of one batch
+    overlaps with the computation of another. Programs that span devices must start in one order on all of them.
+    """
+    threads = min(os.cpu_count() or 1, 8) if jax.default_backend() == "cpu" else 2
+    threads = threads if mesh.size == 1 else 1
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for argument in arguments:
+            waiting.append(pool.submit(function, *argument))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,118 @@
+"""A finished run, read back from its workdir: what every verb after training starts from."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from tltrain import config as config_lib
+from tltrain.cache.inputs import Inputs
+from tltrain.config import PHASES
+from tltrain.data import identity, sources
+from tltrain.data.split import Data, Split
+from tltrain.errors import DataError, TerminatedError, WeightsError
+from tltrain.experiment import evaluation
+from tltrain.experiment.evaluation import Evaluation
+from tltrain.models import freeze, zoo
+from tltrain.models.classifier import Classifier
+from tltrain.runtime import parallel
+from tltrain.runtime.checkpoint import Checkpoints, with_leaves
+from tltrain.runtime.record import PARTS, read_json, read_report
+from tltrain.runtime.workdir import Clock
+from tltrain.training import steps
+
+
+class Finished(NamedTuple):
+    """A run and its best model on val.
+
+    `variables` are `params` and `batch_stats` of `model`, `phase` is the one they come from and `cut` the index of its
+    first trainable stage; `report` and `made_of` are the contents of `report.json` and `identity.json`.
+    """
+
+    path: Path
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    model: Classifier
+    variables: dict
+    phase: str
+    cut: int
+    report: dict[str, Any]
+    made_of: dict[str, Any]
+
+
+def load(path: Path) -> Finished:
+    """Reads the run of the workdir `path`.
+
+    Raises:
+        WorkdirError: there is no finished run, or its record is damaged.
+        WeightsError: its checkpoint is missing or damaged.
+        ConfigError: its config is not one of this version.
+    """
+    report = read_report(path, [name for name in PARTS if name.endswith(".json")])
+    config = config_lib.from_dict(read_json(path / "config.json"))
+    class_names = tuple(report["class_names"])
+    model = zoo.create(config, len(class_names))
+    phase, step = report["chosen"]["phase"], report["chosen"]["step"]
+    cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
+    variables, made_of = model_of(path, config, model, phase, step), read_json(path / "identity.json")
+    return Finished(path, config, class_names, model, variables, phase, cut, report, made_of)
+
+
+def own_split(run: Finished, expression: str) -> Split:
+    """The split `expression` of the data of `run`, as they were in the run.
+
+    Raises:
+        DataError: it cannot be read, or its files are not what they were.
+    """
+    split = sources.load_split(run.config.data, expression, run.class_names)
+    if changed := identity.changes(run.made_of, split):
+        raise DataError(
+            f"{run.config.data.source} is not what the run saw; {'; '.join(changed)}; put it back, or name it by "
+            "--source to evaluate on it as it is"
+        )
+    return split
+
+
+def model_of(path: Path, config: ConfigDict, model: Classifier, phase: str, step: int | None = None) -> dict:
+    """The variables of a finished phase of the run of `config` in `path`, after `step`, None: where it was best on val.
+
+    Raises:
+        WeightsError: the checkpoint is missing or damaged.
+    """
+    options, shapes = config[phase], zoo.shapes(model)
+    plan = freeze.plan(shapes["params"], model.backbone.stages, options.freeze_until, options.train_only)
+    folder = path / "checkpoints" / phase
+    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
+        step = checkpoints.best() if step is None else step
+        if step is None:
+            raise WeightsError(f"no sound checkpoint of {phase}; in {folder}; start in a new workdir")
+        leaves, _ = checkpoints.restore(step)
+    average = freeze.split(shapes["params"], plan.labels)[0] if options.ema else None
+    like = steps.TrainState(jnp.int32(step), shapes["params"], shapes["batch_stats"], (), average)
+    return steps.variables(with_leaves(like, leaves))
+
+
+def evaluate(run: Finished, split: Split, stop: Callable[[], bool], features: np.ndarray | None = None) -> Evaluation:
+    """The best model of `run` on `split`, whose labels index its class names; `features` as for `evaluation.over`.
+
+    Equal images give bitwise the logits of the run's own evaluation, on CPU and unless `features.dtype` rounds.
+
+    Raises:
+        DataError: too many unreadable images.
+        TerminatedError: `stop()` became true.
+    """
+    settings = config_lib.copied(run.config)
+    for phase in PHASES:
+        settings[phase].epochs = int(phase == run.phase)  # no other phase wants activations of its own
+    mesh = parallel.make_mesh(settings.batch_size)
+    data = Data({"given": split}, run.class_names)
+    inputs = Inputs(settings, run.model, data, mesh, Clock(), stop).of_phase(run.phase, "given", run.variables)
+    title = f"evaluating {split.expression}"
+    found = evaluation.over(run.model, run.variables, inputs, split, title, mesh, settings, stop, features)
+    if found is None:
+        raise TerminatedError(f"stopped while {split.expression} was evaluated; nothing was written")
+    return found

@@ -1,0 +1,234 @@
+"""The steps of one phase: train an epoch, evaluate it, record it, save it; stop anywhere and lose nothing."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tltrain.cache.inputs import Inputs, SplitInputs
+from tltrain.data.split import Data
+from tltrain.errors import DivergedError, TerminatedError
+from tltrain.experiment import evaluation, programs, report
+from tltrain.models import freeze
+from tltrain.models.classifier import Classifier
+from tltrain.runtime import console, parallel
+from tltrain.runtime.checkpoint import Checkpoints
+from tltrain.runtime.scalars import Scalars
+from tltrain.runtime.workdir import Clock, Workdir
+from tltrain.training import metrics, optim, steps
+
+
+class Run(NamedTuple):
+    """What the phases of one run share."""
+
+    config: ConfigDict
+    work: Workdir
+    data: Data
+    model: Classifier
+    mesh: Mesh
+    inputs: Inputs
+    scalars: Scalars
+    clock: Clock
+    stop: Callable[[], bool]
+
+
+class Phase(NamedTuple):
+    """One phase: its config, what is frozen, its learning rate, its checkpoints, and the record these carry."""
+
+    name: str
+    config: ConfigDict
+    plan: freeze.Plan
+    schedule: optax.Schedule
+    steps_per_epoch: int
+    checkpoints: Checkpoints
+    record: dict[str, Any]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole phase."""
+        return self.config.epochs * self.steps_per_epoch
+
+
+def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
+    """The epochs from `state` on: train, evaluate on val, record, save.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite.
+        TerminatedError: `run.stop()` was true; the state is saved.
+    """
+    frozen = {"params": state.params, "batch_stats": state.batch_stats}
+    train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
+    console.say("Compiling the training and evaluation steps ...")
+    with run.clock("compile"):
+        evaluation.prepare(run.model, val, run.config, run.mesh)
+    state = parallel.replicate(state, run.mesh)
+    compiled = None
+    while not is_over(run.config, phase.name, phase.record["history"]):
+        epoch = len(phase.record["history"])
+        now = freeze.at_epoch(phase.plan, epoch, phase.config.unfreeze_every_epochs)
+        if now.cut != compiled:
+            train_step, compiled = _compile_train(run, phase, now, state, train), now.cut
+        first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
+        state, total = _train_epoch(run, phase, train_step, train, state, epoch)
+        passed = time.perf_counter() - started
+        found = evaluate_split(run, steps.variables(state), val, "val")
+        if found is None:
+            _stop(run, phase, state, total)
+        rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
+        score = record_epoch(run, phase, total.summary(), found.scores, passed, rate)
+        save(run, phase, int(state.step), state, score)
+
+
+def save(run: Run, phase: Phase, step: int, state: Any, score: float) -> None:
+    """Writes the checkpoint of `step`, which knows what was logged until then."""
+    phase.record.update(clock=run.clock.total(), logged=run.work.logged(phase.name))
+    phase.checkpoints.save(step, state, phase.record, score)
+
+
+def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -> evaluation.Evaluation | None:
+    """What `evaluation.over` tells of `variables` on a split of `run`; None where it was stopped."""
+    with run.clock("compile"):
+        evaluation.prepare(run.model, inputs, run.config, run.mesh)
+    with run.clock("eval"):
+        examples, title = run.data.splits[split], f"evaluating {split}"
+        return evaluation.over(run.model, variables, inputs, examples, title, run.mesh, run.config, run.stop)
+
+
+def record_epoch(
+    run: Run, phase: Phase, train: dict[str, float], val: dict[str, float], seconds: float, rate: float
+) -> float:
+    """Adds a finished epoch to the history, logs it, and returns what ranks its checkpoint.
+
+    Args:
+        run: of which it is a part.
+        phase: of which it is the next epoch.
+        train: mean loss and accuracy over its training steps.
+        val: the scores after it, as by `evaluation.over`.
+        seconds: of its training steps.
+        rate: images a second of these.
+
+    Raises:
+        DivergedError: the val loss is not finite.
+    """
+    epoch = len(phase.record["history"]) + 1
+    step = epoch * phase.steps_per_epoch
+    _check_finite(val["loss"], f"{phase.name}: val loss after epoch {epoch}")
+    entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch, "step": step, "train": train, "val": val}
+    phase.record["history"].append(entry)
+    phase.record["partial"] = None
+    run.work.append_metrics(entry | {"seconds": seconds})
+    run.scalars.write(
+        phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
+    )
+    console.say(report.epoch_line(entry, phase.config.epochs, rate))
+    return _score(run.config, val)
+
+
+def _score(config, scores):
+    """What ranks an epoch, larger is better, by its `scores` on val."""
+    return scores["accuracy"] if config.checkpoint.best == "accuracy" else -scores["loss"]
+
+
+def best_step(config: ConfigDict, history: list[dict[str, Any]]) -> int | None:
+    """The step of the best epoch on val, the earliest of equals; None where none is finished."""
+    ranked = [(_score(config, entry["val"]), -entry["step"]) for entry in history]
+    return -max(ranked)[1] if ranked else None
+
+
+def is_over(config: ConfigDict, name: str, history: list[dict[str, Any]]) -> bool:
+    """Whether the phase `name` has done all its epochs, or as many as its patience without a better one."""
+    phase, scores = config[name], [_score(config, entry["val"]) for entry in history]
+    if phase.patience and scores and len(scores) - 1 - scores.index(max(scores)) >= phase.patience:
+        return True
+    return len(scores) >= phase.epochs
+
+
+def _compile_train(run, phase, now, state, inputs):
+    """The training step where the plan is `now`; says from where on it trains where that is not the whole phase."""
+    if phase.config.unfreeze_every_epochs:
+        stage = (*now.stages, "the head")[now.cut]
+        console.say(f"{phase.name}: from epoch {len(phase.record['history']) + 1} on {stage} trains ...")
+    tx = optim.make(phase.config, phase.schedule, phase.plan, now)
+    with run.clock("compile"):
+        return programs.train(run.config, phase.name, run.model, run.data, run.mesh, tx, now, inputs, state)
+
+
+def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):
+    """Steps to the end of `epoch`, also from its middle; returns the state and the totals of the whole epoch."""
+    first = int(state.step) - epoch * phase.steps_per_epoch
+    begun = phase.record["partial"]
+    total = metrics.Total(**(begun or {}))
+    pending: list[Any] = []
+    batches = parallel.prefetch(train.batches(epoch, first), run.mesh, run.config.parallel)
+    title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
+    started, shown, waited = time.perf_counter(), time.perf_counter(), run.clock.seconds["input"]
+    with console.progress(title, phase.steps_per_epoch, first) as update:
+        for i in range(first, phase.steps_per_epoch):
+            with run.clock("input"):
+                batch = next(batches)
+            with run.clock("train"):
+                state, step_metrics = train_step(state, batch)
+            pending.append(step_metrics)
+            step, stop = epoch * phase.steps_per_epoch + i + 1, run.stop()
+            last = i + 1 == phase.steps_per_epoch
+            every = run.config.checkpoint.every_steps
+            save = every and step % every == 0 and not last
+            if save or stop or last or step % run.config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
+                with run.clock("train"):
+                    record_steps(run, phase, jax.device_get(pending), total, step)
+                    pending.clear()
+                phase.record["seconds"] += time.perf_counter() - shown
+                phase.record["seconds_waiting"] += run.clock.seconds["input"] - waited
+                shown, waited = time.perf_counter(), run.clock.seconds["input"]
+                rate = (i + 1 - first) * run.config.batch_size / (shown - started)
+                update(i + 1, report.progress_note(total.summary(), rate))
+            if stop:
+                _stop(run, phase, state, total)
+            if save:
+                _save_within_epoch(run, phase, state, total)
+    return state, total
+
+
+def _save_within_epoch(run, phase, state, total):
+    """A checkpoint that is not evaluated: it counts as the newest, never as the best."""
+    phase.record["partial"] = dataclasses.asdict(total)
+    save(run, phase, int(state.step), state, score=-1e30)
+
+
+def _stop(run, phase, state, total) -> NoReturn:
+    _save_within_epoch(run, phase, state, total)
+    where = f"{phase.name} step {int(state.step)}"
+    raise TerminatedError(f"stopped at {where}; saved in {run.work.path}; the same command goes on")
+
+
+def record_steps(
+    run: Run, phase: Phase, finished: list[tuple[metrics.Metrics, Any]], total: metrics.Total, last_step: int
+) -> None:
+    """Adds the results of steps up to `last_step`, as `steps.train_step` gives them, to `total`; logs those due.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite.
+    """
+    for step, (counted, grad_norm) in enumerate(finished, last_step - len(finished) + 1):
+        _check_finite(float(counted.loss), f"{phase.name}: loss at step {step}")
+        _check_finite(float(grad_norm), f"{phase.name}: gradient at step {step}")
+        total.add(counted)
+        if step % run.config.log.every_steps == 0:
+            one = metrics.Total()
+            one.add(counted)
+            scalars = one.summary() | {"grad_norm": float(grad_norm), "learning_rate": float(phase.schedule(step - 1))}
+            run.work.append_metrics({"phase": phase.name, "step": step, **scalars})
+            run.scalars.write(phase.name, step, {f"step/{key}": value for key, value in scalars.items()})
+
+
+def _check_finite(value, what):
+    if not np.isfinite(value):
+        raise DivergedError(
+            f"{what} is {value}; checkpoints before it are kept; lower the learning rate, add warm-up or clip_norm"
+        )

@@ -1,0 +1,206 @@
+"""The record of a run: the content of `report.json`, and the lines and tables on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tltrain.data.split import Data
+from tltrain.models import freeze
+from tltrain.runtime import console
+
+
+def number(value: float | None) -> str:
+    """A metric for a table; a dash where there is none."""
+    return "-" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a table: to the tenth, below one to the hundredth."""
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"
+
+
+def data_line(data: Data) -> str:
+    """Sizes of the splits and names of the classes; in a second line what was left out."""
+    counts = ", ".join(f"{split.num_examples} {name}" for name, split in data.splits.items())
+    shown = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
+    line = f"Data: {counts} images of {len(data.class_names)} classes ({shown})"
+    line += f"; the sub-folders {', '.join(data.sub_folders)} are splits" if data.sub_folders else ""
+    return line + (f"\nLeft out: {left_out(data.left_out)}; tltrain.doctor names them" if data.left_out else "")
+
+
+def left_out(found: Mapping[str, Sequence[str]], named: int = 1) -> str:
+    """What lies beside the examples and is none, by reason, `named` of each by name."""
+    parts = []
+    for reason, names in found.items():
+        shown = ", ".join(names[:named]) + (", ..." if len(names) > named else "")
+        parts.append(f"{console.counted(len(names), reason)} ({shown})")
+    return "; ".join(parts)
+
+
+def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
+    """What a phase is going to do, or to go on with."""
+    begin = f"resuming after step {step} of {num_steps}" if step else f"{num_steps} steps"
+    if phase.optimizer == "ridge":
+        return f"\n{name}: ridge regression, penalty {phase.weight_decay:g}"
+    return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
+
+
+def parameters_by_stage(params: Any, plan: freeze.Plan) -> list[dict[str, Any]]:
+    """Numbers of `trainable` and `frozen` parameters, in forward order.
+
+    Neighbours on one side of the cut share a row, from the stage `first` to the stage `last`; the head has its own.
+    """
+    parts = freeze.split(params, plan.labels)
+    rows: list[dict[str, Any]] = []
+    for i, stage in enumerate(plan.stages):
+        trainable, frozen = (num_parameters(part["backbone"][stage]) for part in parts)
+        if rows and i != plan.cut:
+            rows[-1]["last"] = stage
+            rows[-1]["trainable"] += trainable
+            rows[-1]["frozen"] += frozen
+        else:
+            rows.append({"first": stage, "last": stage, "trainable": trainable, "frozen": frozen})
+    trainable, frozen = (num_parameters(part["head"]) for part in parts)
+    return [*rows, {"first": "head", "last": "head", "trainable": trainable, "frozen": frozen}]
+
+
+def show_parameters(params: Any, plan: freeze.Plan) -> None:
+    """Prints trainable and frozen parameters by stage."""
+    rows = parameters_by_stage(params, plan)
+    totals = {kind: sum(row[kind] for row in rows) for kind in ("trainable", "frozen")}
+    cells = []
+    for row in [*rows, {"first": "all", "last": "all", **totals}]:
+        name = row["first"] if row["first"] == row["last"] else f"{row['first']} ... {row['last']}"
+        cells.append([name, *(f"{row[kind]:,}" if row[kind] else "" for kind in totals)])
+    console.table("", ["parameters", "trainable", "frozen"], cells)
+
+
+def num_parameters(tree: Any) -> int:
+    """Number of scalars in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def progress_note(summary: dict[str, float], rate: float) -> str:
+    """Loss, accuracy and speed so far, beside the bar."""
+    return f"loss {number(summary['loss'])} accuracy {number(summary['accuracy'])} {rate:.0f} img/s"
+
+
+def epoch_line(entry: dict[str, Any], epochs: int, rate: float) -> str:
+    """One epoch in one line."""
+    train, val = entry["train"], entry["val"]
+    auc = f" AUC {number(val['auc'])}" if "auc" in val else ""
+    return (
+        f"{entry['phase']} {entry['epoch']}/{epochs}: loss {number(train['loss'])} accuracy {number(train['accuracy'])}"
+        f" | val loss {number(val['loss'])} accuracy {number(val['accuracy'])}{auc} | {rate:.0f} img/s"
+    )
+
+
+def phase_result(
+    config: ConfigDict,
+    record: dict[str, Any],
+    best_step: int,
+    num_images: int,
+    params: Any,
+    plan: freeze.Plan,
+) -> dict[str, Any]:
+    """A finished phase: its history, the epoch that was best on val, the last one, its speed and its size."""
+    history = record["history"]
+    trainable, frozen = freeze.split(params, plan.labels)
+    return {
+        "epochs": config.epochs,
+        "stopped_early": len(history) < config.epochs,
+        "freeze_until": config.freeze_until,
+        "trainable_parameters": num_parameters(trainable),
+        "frozen_parameters": num_parameters(frozen),
+        "parameters_by_stage": parameters_by_stage(params, plan),
+        "best": next(entry for entry in history if entry["step"] == best_step),
+        "last": history[-1],
+        "history": history,
+        "seconds": round(record["seconds"], 3),
+        "share_waiting_for_input": round(record["seconds_waiting"] / record["seconds"], 4),
+        "images_per_second": round(num_images * len(history) / record["seconds"], 1),
+    }
+
+
+def of_run(
+    data: Data,
+    phases: dict[str, Any],
+    chosen: str,
+    origin: dict[str, Any],
+    measured: dict[str, dict[str, Any]],
+    num_corrupt: dict[str, int],
+    images_per_second: float | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The content of `report.json`.
+
+    Args:
+        data: of the run.
+        phases: `phase_result` of each, by name.
+        chosen: the phase whose best model is the run's.
+        origin: of the initial weights.
+        measured: what `evaluation.in_detail` says of that model.
+        num_corrupt: unreadable images by split.
+        images_per_second: of its frozen stages, see `Inputs.images_per_second`.
+        seconds: by part of the run.
+    """
+    counts = {name: split.class_counts(len(data.class_names)) for name, split in data.splits.items()}
+    return {
+        "class_names": list(data.class_names),
+        "fingerprints": {name: split.fingerprint for name, split in data.splits.items()},
+        "num_examples": {name: split.num_examples for name, split in data.splits.items()},
+        "class_counts": {n: dict(zip(data.class_names, map(int, c), strict=True)) for n, c in counts.items()},
+        "weights": origin,
+        "phases": phases,
+        "chosen": {"phase": chosen, **phases[chosen]["best"], "val": measured["val"]},
+        **({"test": measured["test"]} if "test" in measured else {}),
+        "num_corrupt": num_corrupt,
+        "features": {"images_per_second": None if images_per_second is None else round(images_per_second, 1)},
+        "seconds": {part: round(spent, 2) for part, spent in seconds.items()},
+    }
+
+
+def waits_for(phase: dict[str, Any]) -> str:
+    """What limits the speed of a finished phase, with its share of the seconds of the training steps."""
+    share = phase["share_waiting_for_input"]
+    return f"input {share:.0%}" if share > 0.5 else f"compute {1 - share:.0%}"
+
+
+def show(report: dict[str, Any], workdir: Path) -> None:
+    """Prints the result of a run: one row a phase, then the chosen model and where everything lies."""
+    rows = []
+    for name, phase in report["phases"].items():
+        best, last = phase["best"], phase["last"]
+        row = [name, f"{best['epoch']}/{phase['epochs']}"]
+        row += [number(best["val"].get(key)) for key in ("loss", "accuracy", "auc")]
+        row += [number(last["val"]["accuracy"]), f"{phase['images_per_second']:.0f}", f"{phase['seconds']:.1f}"]
+        rows.append(row)
+    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
+    console.say("")
+    console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
+    for name, phase in report["phases"].items():
+        if (done := len(phase["history"])) < phase["epochs"]:
+            best = phase["best"]["epoch"]
+            console.say(f"{name} stopped early, after epoch {done} of {phase['epochs']}: none since {best} was better.")
+    chosen = report["chosen"]
+    baseline = chosen["val"]["baseline"]
+    console.say(
+        f"Best on val: {chosen['phase']}, epoch {chosen['epoch']}, accuracy {number(chosen['val']['accuracy'])}; "
+        f"always answering '{baseline['answer']}' gives {number(baseline['accuracy'])}."
+    )
+    if "test" in report:
+        test = report["test"]
+        console.say(f"On test, which saw no choice: accuracy {number(test['accuracy'])}, loss {number(test['loss'])}.")
+    skipped = sum(report["num_corrupt"].values())
+    if skipped:
+        console.say(f"{skipped} unreadable images were skipped.")
+    waits = ", ".join(f"{name} {waits_for(phase)}" for name, phase in report["phases"].items())
+    console.say(f"Steps wait for: {waits} of their time.")
+    console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
+    console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")
+    if (workdir / "report.html").exists():  # where writing it failed, the run says so
+        console.say(f"To look at: {workdir / 'report.html'}")

@@ -1,0 +1,196 @@
+"""The life of an experiment, from its config to its report."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tltrain import config as config_lib
+from tltrain.cache import space
+from tltrain.cache.inputs import Inputs
+from tltrain.data import identity, pipeline, sources
+from tltrain.data.split import Data
+from tltrain.errors import TerminatedError, WorkdirError
+from tltrain.experiment import evaluation, loop, report, ridge
+from tltrain.experiment.loop import Phase, Run
+from tltrain.models import freeze, zoo
+from tltrain.models.classifier import Classifier
+from tltrain.pages import run_page
+from tltrain.runtime import console, parallel, signals
+from tltrain.runtime.checkpoint import Checkpoints, with_leaves
+from tltrain.runtime.record import LOG, is_changed, read_report
+from tltrain.runtime.scalars import Scalars
+from tltrain.runtime.workdir import Clock, Workdir
+from tltrain.training import optim, steps
+from tltrain.weights import download, keras_weights
+
+
+def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Trains what `config` describes, in `path`; the same call again goes on where it stopped.
+
+    Args:
+        config: see `config.default`.
+        path: the workdir.
+        clock: collects seconds by part; the caller may have put in the imports.
+        stop: polled after every step; once it is true the state is saved and the run ends.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        TltrainError: of the kind its class says.
+    """
+    config_lib.validate(config)
+    config = sources.resolved(zoo.resolved(config))
+    with contextlib.closing(Workdir(path, config)) as work:
+        return _run_in(work, config, clock, stop)
+
+
+def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], bool]) -> dict[str, Any]:
+    path = work.path
+    if (finished := _finished(path)) is not None:
+        console.say(f"This run is finished; remove {path} to run it again.")
+        if not (path / "report.html").exists():  # a kill came between
+            run_page.end_run(path, lambda: sources.load(config.data, config.seed))
+        report.show(finished, path)
+        return finished
+    mesh = parallel.make_mesh(config.batch_size)
+    with signals.abandonable("reading data and weights"):
+        with clock("data"):
+            data = sources.load(config.data, config.seed)
+        sources.check(config, data)
+        console.say(report.data_line(data))
+        model = zoo.create(config, len(data.class_names))
+        space.check_checkpoints(path, space.of_run(config, model))
+        variables, origin = initial_variables(config, model)
+    begin(work, data, origin)
+    inputs = Inputs(config, model, data, mesh, clock, stop)
+    phases, best = {}, {}
+    with contextlib.closing(Scalars(path, config)) as scalars:
+        shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)
+        for name in config_lib.PHASES:
+            if config[name].epochs:
+                variables, phases[name] = _run_phase(shared, name, variables)
+                best[name] = variables
+        result = _finish(shared, phases, best, origin)
+        scalars.result(result)
+    result = work.finish(result)
+    run_page.end_run(path, lambda: data)
+    report.show(result, path)
+    return result
+
+
+def begin(work: Workdir, data: Data, origin: dict[str, Any]) -> None:
+    """Makes `work` the record of a run on `data` from the weights of `origin`; raises where it is one of another."""
+    made_of = identity.of(data, origin.get("sha256"))
+    identity.check(work.read_json("identity.json"), made_of, work.path)
+    work.begin(made_of)
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The content of `report.json` where the run is finished and its record sound; where it is not, it is made anew."""
+    if not (path / "report.json").exists():
+        return None
+    try:
+        finished = read_report(path)
+    except WorkdirError as error:
+        console.warn(f"{error}; this is that command")
+        return None
+    if is_changed(path, LOG, finished):
+        console.warn(f"{path / LOG} is not what the run wrote; its digest does not match; no result depends on it")
+    return finished
+
+
+def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict[str, Any]]:
+    """The variables a run of `config` starts from, and where they came from for the report."""
+    source = config.model.weights
+    if source == "random":
+        console.say("Weights: random; nothing is pretrained")
+        return zoo.init(model, config.seed, None), {"source": source}
+    path = download.imagenet(model.backbone) if source == "imagenet" else Path(source)
+    shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
+    loaded = keras_weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256)
+    published = model.backbone.weight_file if source == "imagenet" else None
+    algorithm = "sha256" if config.model.sha256 else published and published.checksum[0]
+    verified = f"{algorithm} verified" if algorithm else f"not verified: sha256 {loaded.sha256[:12]}..."
+    unused = f"; not used: {', '.join(loaded.ignored)}" if loaded.ignored else ""
+    console.say(
+        f"Weights: {path.name} ({verified}) fills all {loaded.num_arrays} arrays of {config.model.backbone}; "
+        f"new: head{unused}"
+    )
+    return zoo.init(model, config.seed, loaded.variables), {"source": str(path), "sha256": loaded.sha256}
+
+
+def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, Any]]:
+    """Trains what is left of a phase; returns the variables that were best on val, and the phase's result."""
+    config = run.config[name]
+    plan = freeze.plan(variables["params"], run.model.backbone.stages, config.freeze_until, config.train_only)
+    num_images = run.data.splits["train"].num_examples
+    per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
+    schedule = optim.make_schedule(config, per_epoch)
+    tx = optim.make(config, schedule, plan, plan)
+    state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, config.ema)
+    state = jax.tree.map(np.asarray, state)
+    record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
+    folder = run.work.path / "checkpoints" / name
+    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
+        if (latest := _resumable(run.config, name, checkpoints)) is not None:
+            leaves, record = checkpoints.restore(latest)
+            state = with_leaves(state, leaves)
+            run.clock.resume(record["clock"])
+        phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
+        _rewind_metrics(run, phase, int(state.step))
+        if not loop.is_over(run.config, name, record["history"]):
+            console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
+            report.show_parameters(variables["params"], plan)
+            (ridge.fit if config.optimizer == "ridge" else loop.train)(run, phase, state)
+        best = checkpoints.best()
+        assert best is not None, "a finished phase has a checkpoint"
+        state = with_leaves(state, checkpoints.restore(best)[0])
+    result = report.phase_result(config, record, best, num_images, state.params, plan)
+    return steps.variables(state), result
+
+
+def _rewind_metrics(run, phase, step):
+    """Drops what was logged after `step`; says where what was logged before is not all there."""
+    run.work.rewind_metrics(phase.name, max([step, *(entry["step"] for entry in phase.record["history"])]))
+    if phase.record.get("logged", found := run.work.logged(phase.name)) != found:
+        console.warn(
+            f"{run.work.path / LOG} was changed or damaged: its lines of {phase.name} are not all those "
+            "that were written; the run goes on, and its result does not depend on them"
+        )
+
+
+def _resumable(config: ConfigDict, name: str, checkpoints: Checkpoints) -> int | None:
+    """The step to go on from: the newest, or one before the best where that is lost: a worse one is no substitute."""
+    while (latest := checkpoints.latest()) is not None:
+        best = loop.best_step(config, checkpoints.restore(latest)[1]["history"])
+        if best is None or best in checkpoints.steps():
+            return latest
+        earlier = max((step for step in checkpoints.steps() if step < best), default=0)
+        console.warn(f"{name}: the checkpoint of its best epoch is damaged; steps after {earlier} are trained again")
+        checkpoints.rewind(earlier)
+    return None
+
+
+def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
+    """The content of `report.json`; writes the predictions of the chosen model, which meets test here, once."""
+    key, sign = ("accuracy", 1) if run.config.checkpoint.best == "accuracy" else ("loss", -1)
+    chosen = max(phases, key=lambda name: sign * phases[name]["best"]["val"][key])
+    evaluations: dict[str, evaluation.Evaluation] = {}
+    for split in list(run.data.splits)[1:]:
+        inputs = run.inputs.of_phase(chosen, split, best[chosen])
+        found = loop.evaluate_split(run, best[chosen], inputs, split)
+        if found is None:
+            raise TerminatedError(
+                f"stopped while {split} was evaluated; all else is in {run.work.path}; the same command goes on"
+            )
+        evaluations[split] = found
+    run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
+    measured = evaluation.in_detail(run.data, evaluations)
+    counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
+    return report.of_run(run.data, phases, chosen, origin, measured, counted, rate, run.clock.total())

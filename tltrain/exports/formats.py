@@ -1,0 +1,209 @@
+"""The file formats a finished run can be exported to: how each is written, loaded again and used.
+
+All but StableHLO derive from one Keras model. StableHLO is readable by every JAX of the next six months at least (the
+guarantee of `jax.export`), the others as long as their runtimes read them.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tltrain.data.tensorflow import import_tensorflow
+from tltrain.experiment.finished import Finished
+from tltrain.exports import keras_model
+from tltrain.exports.resizing import resize
+from tltrain.models import convolution
+from tltrain.runtime import console
+from tltrain.training import steps
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
+Function = Callable[[np.ndarray], np.ndarray]  # images, uint8 [B, H, W, 3], to probabilities, float32 [B, num_classes]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    `file` is the name of the file or folder it makes, `extra` the extra of pip that brings `packages`. `write(run,
+    path)` makes it, `load(path)` gives back what it computes. `usage` is how a program uses PATH, `class_names` where
+    they are in it. It is compared on `max_photos` photos: fewer where each size is compiled.
+    """
+
+    file: str
+    extra: str
+    packages: tuple[str, ...]
+    write: Callable[[Finished, Path], None]
+    load: Callable[[Path], Function]
+    usage: str
+    class_names: str
+    max_photos: int = 64
+
+
+def _write_keras(run, path):
+    keras_model.build(run).save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("class_names.json", json.dumps(run.class_names))
+
+
+def _load_keras(path):
+    model = keras_model.import_keras().saving.load_model(path)
+    return lambda images: np.asarray(model(images, training=False))
+
+
+def _write_saved_model(run, path):
+    keras, tf = keras_model.import_keras(), import_tensorflow()
+    model, archive = keras_model.build(run), keras.export.ExportArchive()
+    images = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
+    archive.track(model)
+    archive.add_endpoint("serve", lambda images: {"probabilities": model(images, training=False)}, [images])
+    archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(run.class_names)}, [])
+    archive.write_out(str(path), verbose=False)
+
+
+def _load_saved_model(path):
+    model = import_tensorflow().saved_model.load(str(path))
+    return lambda images: model.serve(images)["probabilities"].numpy()
+
+
+def _write_tflite(run, path):
+    folder = path.with_suffix(".saved_model")
+    _write_saved_model(run, folder)
+    converter = import_tensorflow().lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=["serve"])
+    with _silent_stderr():
+        path.write_bytes(converter.convert())
+    with zipfile.ZipFile(path, "a") as archive:  # where TensorFlow Lite keeps the files of a model
+        archive.writestr("labels.txt", "".join(f"{console.printable(name)}\n" for name in run.class_names))
+
+
+def _load_tflite(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    serve = Interpreter(str(path)).get_signature_runner("serve")
+
+    def run(images):
+        with _silent_stderr():
+            return serve(images=images)["probabilities"]
+
+    return run
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Within the block nothing reaches stderr: what the C++ of TensorFlow Lite says there, no setting turns off."""
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _write_onnx(run, path):
+    keras, model = keras_model.import_keras(), keras_model.build(run)
+    images = keras.InputSpec("uint8", (None, None, None, 3), name="images")
+    with warnings.catch_warnings():  # of Keras and tf2onnx about names of NumPy
+        warnings.simplefilter("ignore")
+        model.export(path, format="onnx", verbose=False, input_signature=[images])
+    import onnx
+
+    stored = onnx.load(path)
+    _name_values(stored.graph)
+    onnx.helper.set_model_props(stored, {"class_names": json.dumps(run.class_names)})
+    onnx.save(stored, path)
+
+
+def _name_values(graph: Any) -> None:
+    """Calls the output of an ONNX graph `probabilities`, and the dimensions that are open by what they are."""
+    (images,), (output,) = graph.input, graph.output
+    for node in graph.node:
+        node.output[:] = ["probabilities" if name == output.name else name for name in node.output]
+    output.name = "probabilities"
+    for value, names in ((images, ("batch", "height", "width")), (output, ("batch",))):
+        for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            dimension.dim_param = name
+
+
+def _load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def _write_stablehlo(run, path):
+    data = run.config.data
+
+    def probabilities(images):
+        with jax.default_matmul_precision("highest"):  # an accelerator's default would blur grey levels
+            pixels = resize(jnp, images.astype(jnp.float32), data.image_size, data.resize)
+        return steps.probabilities(run.model.apply(run.variables, pixels))
+
+    shape = (*jax.export.symbolic_shape("batch, height, width"), 3)
+    with convolution.portable():
+        exported = jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
+    path.write_bytes(exported.serialize())
+
+
+def _load_stablehlo(path):
+    run = jax.jit(jax.export.deserialize(path.read_bytes()).call)
+    return lambda images: np.asarray(run(images))
+
+
+FORMATS = {
+    "keras": Format(
+        "model.keras",
+        "export",
+        ("keras",),
+        _write_keras,
+        _load_keras,
+        "model = keras.saving.load_model('PATH'); model(images)",
+        "class_names.json in the file, which is a zip",
+    ),
+    "savedmodel": Format(
+        "saved_model",
+        "export",
+        ("keras",),
+        _write_saved_model,
+        _load_saved_model,
+        "model = tf.saved_model.load('PATH'); model.serve(images)['probabilities']",
+        "model.class_names()['class_names']",
+    ),
+    "stablehlo": Format(
+        "model.stablehlo",
+        "export",
+        (),
+        _write_stablehlo,
+        _load_stablehlo,
+        "model = jax.export.deserialize(Path('PATH').read_bytes()); model.call(images)",
+        "class_names.json beside it",
+        max_photos=12,
+    ),
+    "onnx": Format(
+        "model.onnx",
+        "onnx",
+        ("keras", "tf2onnx", "onnx", "onnxruntime"),
+        _write_onnx,
+        _load_onnx,
+        "model = onnxruntime.InferenceSession('PATH'); model.run(None, {'images': images})[0]",
+        "model.get_modelmeta().custom_metadata_map['class_names'], JSON",
+    ),
+    "tflite": Format(
+        "model.tflite",
+        "tflite",
+        ("keras", "ai_edge_litert"),
+        _write_tflite,
+        _load_tflite,
+        "model = Interpreter('PATH').get_signature_runner('serve'); model(images=images)['probabilities']",
+        "labels.txt in the file, which is a zip too",
+    ),
+}

@@ -1,0 +1,220 @@
+"""The record of a run -> `report.html`: learning curves, metrics with intervals, mistakes, config, environment."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tltrain import config as config_lib
+from tltrain.data.split import Data
+from tltrain.errors import WorkdirError
+from tltrain.pages import charts, page, thumbnails
+from tltrain.pages.predictions import read_predictions
+from tltrain.runtime.record import read_json, read_report
+from tltrain.training import scores
+
+_MOST_PICTURES = 24  # of a split
+_LIKELY_MISTAKES = 64  # examples of highest loss whose pictures are made beside those
+_LARGEST_MATRIX = 20  # classes; of more the most frequent confusions are listed
+_MOST_CLASSES = 100  # rows of a table of classes
+_METRICS = {  # name: label and format
+    "accuracy": ("accuracy", "percent"),
+    "loss": ("loss, nats", "number"),
+    "auc": ("AUC", "number"),
+    "ece": ("ECE", "percent"),
+}
+
+
+def write(workdir: Path, read_data: Callable[[], Data]) -> Path:
+    """Writes `report.html` of the finished run in `workdir`, and returns its path.
+
+    `read_data` gives the data of the run; called where a picture is not in the cache, since it may be slow.
+
+    Raises:
+        WorkdirError: there is no finished run, or the page cannot be written.
+    """
+    path = workdir / "report.html"
+    try:
+        text = render(workdir, read_data)
+    except KeyError as error:
+        raise WorkdirError(
+            f"the record has no {error}; {workdir / 'report.json'} is of another version of tltrain; run it again"
+        ) from error
+    page.write_text(path, text)
+    return path
+
+
+def end_run(workdir: Path, read_data: Callable[[], Data]) -> None:
+    """`write`, as the last act of a run, whose record stands already.
+
+    Raises:
+        WorkdirError: whatever went wrong; it says that the record is complete.
+    """
+    try:
+        write(workdir, read_data)
+    except Exception as error:  # who reads of it must know that nothing of the run is lost
+        raise WorkdirError(
+            f"the run is finished, its page is not; {type(error).__name__}: {error}; in {workdir}; report.json is "
+            f"complete; python -m tltrain.report {shlex.quote(str(workdir))} writes the page again"
+        ) from error
+
+
+def render(workdir: Path, read_data: Callable[[], Data]) -> str:
+    """The text of the page; arguments as of `write`."""
+    report = read_report(workdir)
+    config, environment = (read_json(workdir / name) for name in ("config.json", "environment.json"))
+    predictions = read_predictions(workdir)
+    estimates = {split: scores.with_intervals(found) for split, found in predictions.items()}
+    pictures = {split: _pictures(split, found, report, read_data) for split, found in predictions.items()}
+    seconds = report["seconds"]
+    return page.fill(
+        "run.html",
+        name=page.name_of(workdir),
+        source=config["data"]["source"].replace(":", "/").rpartition("/")[2],
+        backbone=config["model"]["backbone"],
+        class_names=report["class_names"],
+        chosen=report["chosen"],
+        baseline=report["chosen"]["val"]["baseline"],
+        figures=_figures(report, estimates),
+        curves=_curves(report["phases"]),
+        best_by=config["checkpoint"]["best"],
+        metrics=[
+            {"label": label, "format": kind, "estimates": [found[name] for found in estimates.values()]}
+            for name, (label, kind) in _METRICS.items()
+            if name in estimates["val"]
+        ],
+        num_bins=scores.NUM_BINS,
+        splits=[
+            _split(name, found, estimates[name]["ece"].value, pictures[name], report)
+            for name, found in predictions.items()
+        ],
+        phases=report["phases"],
+        parts=[{"name": part, "seconds": s, "share": s / sum(seconds.values())} for part, s in seconds.items()],
+        total_seconds=sum(seconds.values()),
+        counts=report["class_counts"],
+        counted=_counted(report),
+        corrupt=report["num_corrupt"],
+        environment=_environment(report, environment),
+        packages=environment["packages"],
+        **_config(config),
+    )
+
+
+def _pictures(split, found, report, read_data):
+    wanted = [found.ids[i] for i in scores.mistakes(found, _MOST_PICTURES)]
+    likely = [found.ids[i] for i in np.argsort(-found.losses, kind="stable")[:_LIKELY_MISTAKES]]
+    return thumbnails.of(report["fingerprints"][split], wanted, likely, lambda: read_data().splits[split])
+
+
+def _counted(report):
+    """Classes in their order, or where they are very many those with the fewest training images, fewest first."""
+    names, of_train = report["class_names"], report["class_counts"]["train"]
+    return names if len(names) <= _MOST_CLASSES else sorted(names, key=lambda name: of_train[name])[:_MOST_CLASSES]
+
+
+def _figures(report, estimates):
+    split, found = list(estimates.items())[-1]
+    made = []
+    for name, (label, kind) in _METRICS.items():
+        if name in found:
+            value, low, high = (page.format_by(v, kind) for v in found[name])
+            made.append({"label": f"{split} {label}", "value": value, "note": f"{low} to {high}"})
+    phase = report["phases"][report["chosen"]["phase"]]
+    total = phase["trainable_parameters"] + phase["frozen_parameters"]
+    trainable = page.format_by(phase["trainable_parameters"], "count")
+    made.append({"label": "trained parameters", "value": trainable, "note": f"of {page.format_by(total, 'count')}"})
+    seconds = sum(report["seconds"].values())
+    note = f"{page.format_by(report['num_examples']['train'], 'count')} training images"
+    return [*made, {"label": "seconds", "value": page.format_by(seconds, "seconds"), "note": note}]
+
+
+def _curves(phases):
+    """Charts of loss and accuracy, the epochs of the second phase after those of the first."""
+    begins, first = {}, 0
+    for name, phase in phases.items():
+        begins[name] = first
+        first += len(phase["history"])
+    return [
+        charts.lines(title, _curve(phases, begins, key, scale), "epoch", parts=begins)
+        for key, title, scale in (("loss", "Loss, nats", 1), ("accuracy", "Accuracy, %", 100))
+    ]
+
+
+def _curve(phases, begins, key, scale):
+    made = []
+    for split, colour in (("train", "c8"), ("val", "c0")):
+        segments = [
+            [(begins[name] + entry["epoch"], _scaled(entry[split][key], scale)) for entry in phase["history"]]
+            for name, phase in phases.items()
+        ]
+        best = [(begins[n] + p["best"]["epoch"], scale * p["best"]["val"][key]) for n, p in phases.items()]
+        made.append(charts.Series(split, colour, segments, best if split == "val" else []))
+    return made
+
+
+def _scaled(value, scale):
+    return float("nan") if value is None else scale * value
+
+
+def _split(name, found, ece, pictures, report):
+    class_names, answers = report["class_names"], (found.labels, found.predicted)
+    classes = list(zip(class_names, scores.by_class(*answers, len(class_names)), strict=True))
+    small = len(class_names) <= _LARGEST_MATRIX
+    return {
+        "name": name,
+        "count": len(found.ids),
+        "num_wrong": int((~found.correct).sum()),
+        "num_corrupt": report["num_corrupt"][name],
+        "matrix": _matrix(scores.confusion(*answers, len(class_names)), class_names) if small else None,
+        "pairs": [
+            {"label": class_names[label], "predicted": class_names[predicted], "count": count}
+            for label, predicted, count in scores.confused(*answers, _LARGEST_MATRIX)
+        ],
+        "classes": classes if small else scores.hardest(classes, _MOST_CLASSES),
+        "ece": ece,
+        "reliability": charts.reliability("Reliability", scores.reliability(found)),
+        "mistakes": [
+            {
+                "id": found.ids[i],
+                "label": class_names[found.labels[i]],
+                "predicted": class_names[found.predicted[i]],
+                "probability": found.confidence[i],
+                "picture": pictures[found.ids[i]],
+            }
+            for i in scores.mistakes(found, _MOST_PICTURES)
+        ],
+    }
+
+
+def _matrix(counts, class_names):
+    made = []
+    for i, (name, row) in enumerate(zip(class_names, counts.tolist(), strict=True)):
+        total = max(sum(row), 1)
+        kinds = ["right" if i == j else "" if count else "zero" for j, count in enumerate(row)]
+        cells = [{"count": c, "share": c / total, "kind": kind} for c, kind in zip(row, kinds, strict=True)]
+        made.append({"name": name, "cells": cells})
+    return made
+
+
+def _config(stored):
+    """Every key in groups of one first name, those that differ from the default marked."""
+    standard = config_lib.flatten(json.loads(config_lib.to_json(config_lib.default())))
+    groups: dict[str, list] = {}
+    for name, value in config_lib.flatten(stored).items():
+        default = standard.get(name)
+        entry = {"name": name, "value": repr(value), "default": repr(default), "changed": value != default}
+        groups.setdefault(name.partition(".")[0] if "." in name else "", []).append(entry)
+    num_changed = sum(entry["changed"] for group in groups.values() for entry in group)
+    return {"groups": list(groups.values()), "num_changed": num_changed}
+
+
+def _environment(report, stored):
+    weights = report["weights"]
+    sha256 = [("sha256 of the weights", weights["sha256"])] if "sha256" in weights else []
+    facts = [("weights", weights["source"]), *sha256, ("command", " ".join(stored["command"]))]
+    commit = f"{stored['commit']}{', with changes' if stored['dirty'] else ''}"
+    facts += [("commit", commit), ("devices", ", ".join(stored["devices"])), ("cores", stored["cores"])]
+    facts += [("platform", stored["platform"]), ("python", stored["python"])]
+    return facts
