@@ -1,5 +1,6 @@
 """What a run is made of is known by content: what is changed is noticed, what is moved is found again."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ from test_weights import save_backbone
 
 from tltrain import evaluate, predict
 from tltrain.cache import features
-from tltrain.data import content
+from tltrain.data import content, sources
 from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
+from tltrain.experiment import train
 from tltrain.runtime import record, sealed
+from tltrain.runtime.workdir import Workdir
 
 
 @pytest.fixture
@@ -164,6 +167,26 @@ def test_a_record_that_is_not_what_the_run_wrote_is_refused_and_the_run_writes_i
     assert without_times(run(config, path)) == without_times(result)
     assert "report.json is damaged" in capsys.readouterr().err
     assert without_times(record.read_report(path)) == without_times(json.loads(json.dumps(result)))
+
+
+def test_what_a_stopped_run_is_made_of_is_compared_or_known_to_be_damaged(copied, tmp_path):
+    config, _ = copied
+    data, path = sources.load(config.data, 0), tmp_path / "run" / "identity.json"
+    with contextlib.closing(Workdir(path.parent, config)) as work:
+        train.begin(work, data, {})
+        whole = path.read_bytes()
+        flipped = [
+            whole[:i] + bytes([whole[i] ^ 1 << b]) + whole[i + 1 :]
+            for i, b in positions(np.random.default_rng(0), whole, 200)
+        ]
+        for damaged in (b"", b"[]", b"{}", whole[: len(whole) // 2], *flipped):
+            path.write_bytes(damaged)
+            if damaged.split() != whole.split():  # white space says nothing
+                with pytest.raises(WorkdirError, match=str(path)):
+                    train.begin(work, data, {})
+        path.unlink()
+        train.begin(work, data, {})
+        assert path.read_bytes() == whole
 
 
 def positions(rng, whole, count):

@@ -22,7 +22,7 @@ from tltrain.models.classifier import Classifier
 from tltrain.pages import run_page
 from tltrain.runtime import console, parallel, signals
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
-from tltrain.runtime.record import LOG, is_changed, read_report
+from tltrain.runtime.record import LOG, has_digest, is_changed, read_report
 from tltrain.runtime.scalars import Scalars
 from tltrain.runtime.workdir import Clock, Workdir
 from tltrain.training import optim, steps
@@ -87,7 +87,13 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
 def begin(work: Workdir, data: Data, origin: dict[str, Any]) -> None:
     """Makes `work` the record of a run on `data` from the weights of `origin`; raises where it is one of another."""
     made_of = identity.of(data, origin.get("sha256"))
-    identity.check(work.read_json("identity.json"), made_of, work.path)
+    stored = work.read_json("identity.json")
+    if not (stored is None or has_digest(stored)):
+        raise WorkdirError(
+            f"{work.path / 'identity.json'} is damaged, so that the inputs cannot be compared with those the run began "
+            "with; its digest does not match; put it back, remove it if they are the same, or choose another --workdir"
+        )
+    identity.check(stored, made_of, work.path)
     work.begin(made_of)
 
 

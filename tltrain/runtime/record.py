@@ -35,7 +35,7 @@ def json_of(value: Any, indent: int | None = None) -> str:
 def sealed(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """The content of `report.json` of the run in `folder`: `report` with the digests that `read_report` checks."""
     files = {name: _sha256(folder / name) for name in (*PARTS, LOG) if (folder / name).exists()}
-    return report | {"files": files, "sha256": _digest(report | {"files": files})}
+    return with_digest(report | {"files": files})
 
 
 def read_report(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def read_report(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     report: Any = None
     with contextlib.suppress(WorkdirError):
         report = read_json(path)
-    if not isinstance(report, dict) or report.get("sha256") != _digest(report):
+    if not has_digest(report):
         raise WorkdirError(f"{path} is damaged, or of an earlier version; its digest does not match; {remedy}")
     for name in parts:
         if is_changed(folder, name, report):
@@ -65,8 +65,18 @@ def is_changed(folder: Path, name: str, report: dict[str, Any]) -> bool:
     return report["files"].get(name) != _sha256(folder / name)
 
 
-def _digest(report):
-    content = {key: value for key, value in report.items() if key != "sha256"}
+def with_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with its own sha256 under that name."""
+    return content | {"sha256": _digest(content)}
+
+
+def has_digest(content: Any) -> bool:
+    """Whether `content` is what `with_digest` made."""
+    return isinstance(content, dict) and content.get("sha256") == _digest(content)
+
+
+def _digest(content):
+    content = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(json.loads(json_of(content)), sort_keys=True).encode()).hexdigest()
 
 

@@ -88,7 +88,7 @@ class Workdir:
         self.write_json("config.json", json.loads(config_lib.to_json(self._config)))
         self.write_json("environment.json", _environment())
         self.write_json("class_names.json", made_of["class_names"])
-        self.write_json("identity.json", made_of)
+        self.write_json("identity.json", record.with_digest(made_of))
 
     def close(self) -> None:
         """Gives the lock back."""
