@@ -76,7 +76,7 @@ def main():
         root = Path(folder)
         small.write(root, images=8)
         spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(PROCESSES, spawn, max_tasks_per_child=100) as pool:
+        with concurrent.futures.ProcessPoolExecutor(PROCESSES, spawn) as pool:
             for mutant, (code, fault) in zip(mutants, pool.map(tried, [(root, m) for m in mutants]), strict=True):
                 counts[code] += 1
                 if fault:
