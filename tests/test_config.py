@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tltrain import config as config_lib
@@ -46,6 +47,14 @@ def test_a_wrong_value_is_reported_with_what_is_allowed(key):
     config.update_from_flattened_dict({key: WRONG[key]})
     with pytest.raises(ConfigError, match=f"{key} = .*, allowed: "):
         validate(config)
+
+
+@pytest.mark.parametrize("key", ["loss.class_weights", "data.augment.randaugment", "data.splits", "parallel", "seed"])
+def test_what_compares_in_a_way_of_its_own_is_no_value(key):
+    for value in (np.zeros(3), (np.zeros(3), np.zeros(3)), np.float32(0.5), object()):
+        made = config_lib.flatten(default()) | {key: value}
+        (found,) = config_lib.problems(made)
+        assert found.startswith(f"{key} = ") and "\n" not in found
 
 
 def test_all_problems_are_reported_at_once():

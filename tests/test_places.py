@@ -17,7 +17,7 @@ from test_main import call, write_config
 from test_train import assert_same_run, run
 
 import tltrain
-from tltrain import cache, doctor, evaluate, features, find_lr, main, places, predict, report, sweep
+from tltrain import cache, doctor, evaluate, export, features, find_lr, main, places, predict, report, sweep
 from tltrain.cache import space
 from tltrain.data import sources
 from tltrain.errors import ConfigError, TerminatedError, WorkdirError
@@ -243,6 +243,15 @@ def test_a_full_disk_met_by_the_output_itself_is_a_line(images, tiny, tmp_path, 
     config = ("--config", write_config(tmp_path, images), "--workdir", tmp_path / "run")
     code, line = call(capsys, *config)
     assert code == 6 and line.startswith("tltrain: No space left on device; while output was written; free") and ended
+
+
+@pytest.mark.parametrize("verb", [evaluate, export, predict, report])
+def test_a_path_that_no_file_can_have_is_a_line(verb, tmp_path, capsys):
+    workdir = tmp_path / ("9" * 300)
+    given = {evaluate: [], export: ["--format=keras"], predict: ["x.jpg"]}.get(verb, [])
+    arguments = [workdir] if verb is report else ["--workdir", workdir, *given]
+    code, line = call(capsys, *arguments, verb=verb)
+    assert code == 6 and line.startswith("tltrain: File name too long; ") and "check the path" in line
 
 
 def test_windows_is_told_in_a_line(monkeypatch, capsys):

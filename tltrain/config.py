@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, config_dict
 
 from tltrain import places
 from tltrain.errors import ConfigError
-from tltrain.rules import LARGEST, PHASES, RULES, is_dict, shown, unknown
+from tltrain.rules import LARGEST, PHASES, RULES, holds, is_dict, shown, unknown
 
 
 class Keys(ConfigDict):
@@ -162,8 +162,8 @@ def problems(config: ConfigDict) -> list[str]:
     found += [f"{key} is missing" for key in RULES if key not in flat and key.partition(".")[0] not in groups]
     found += [
         f"{key} = {shown(flat[key])}, allowed: {allowed}"
-        for key, (holds, allowed) in RULES.items()
-        if key in flat and not holds(flat[key])
+        for key, (_, allowed) in RULES.items()
+        if key in flat and not holds(key, flat[key])
     ]
     return found or _conflicts(config)
 

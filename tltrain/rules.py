@@ -144,6 +144,14 @@ _PHASE_RULES = {
 RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}
 
 
+def holds(key: str, value: Any) -> bool:
+    """Whether `value` is one that `key` may have."""
+    try:
+        return RULES[key][0](value)
+    except Exception:  # an object compares as it likes: an array has no truth
+        return False
+
+
 def unknown(key: str) -> str | None:
     """What is wrong with the name `key`, with the nearest known one; None where it is a key or a group of keys."""
     groups = {name[:i] for name in RULES for i in range(len(name)) if name[i] == "."}

@@ -82,7 +82,7 @@ def main():
                 if fault:
                     faults.append(f"{mutant}: {fault}")
                     print(faults[-1], flush=True)
-    names = {0: "ran", 2: "refused as config", 4: "as data", 5: "as weights", 6: "as workdir"}
+    names = {-1: "raised", 0: "ran", 2: "refused as config", 4: "as data", 5: "as weights", 6: "as workdir"}
     print(f"{len(mutants)} mutants: " + ", ".join(f"{counts[code]} {names.get(code, code)}" for code in sorted(counts)))
     print(f"{len(faults)} faults")
     return bool(faults)
@@ -137,7 +137,7 @@ def tried(case):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             code = verb.main(["main", f"--config={file}", f"--workdir={work}", *arguments])
     except BaseException:
-        return "raised", traceback.format_exc()[-600:]
+        return -1, traceback.format_exc()[-600:]
     text = error.getvalue().strip()
     if code == 0:
         return code, text if "Traceback" in text else ""

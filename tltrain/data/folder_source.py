@@ -14,7 +14,7 @@ from tltrain.data import content
 from tltrain.data.files import kind_of, read_file, read_first
 from tltrain.data.preprocess import FORMATS
 from tltrain.data.split import Data, Split
-from tltrain.errors import DataError
+from tltrain.errors import DataError, foreign_errors
 
 _PERCENT = re.compile(r"([^\[\]]+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")
 _ROLES = dict.fromkeys(("train", "training"), "train")
@@ -102,11 +102,12 @@ def _is_class(folder):
 
 def _roles(root):
     """`{"train": folder, ...}` of the sub-folders of `root` that are splits by their names and hold class folders."""
-    if not root.is_dir():
-        raise DataError(
-            f"no folder at {root}; named by data.source; give the path of a folder with a sub-folder a class"
-        )
-    named = [folder for folder in _folders(root) if _is_class(folder)]
+    with foreign_errors(DataError, f"cannot read {root}", "set data.source to a folder that can be read"):
+        if not root.is_dir():
+            raise DataError(
+                f"no folder at {root}; named by data.source; give the path of a folder with a sub-folder a class"
+            )
+        named = [folder for folder in _folders(root) if _is_class(folder)]
     splits = [folder for folder in named if folder.name.lower() in _ROLES]
     roles: dict[str, Path] = {}
     for folder in splits:

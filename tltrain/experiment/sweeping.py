@@ -38,9 +38,9 @@ def members(base: ConfigDict, arms: list[dict[str, Any]], num_seeds: int, workdi
             a run of another config.
     """
     found: list[Member] = []
-    allowed = config_lib.RULES["seed"]
-    if not allowed[0](base.get("seed")):
-        raise ConfigError(f"seed = {base.get('seed')!r}, allowed: {allowed[1]}; in the config; correct it")
+    if not config_lib.holds("seed", base.get("seed")):
+        allowed = config_lib.RULES["seed"][1]
+        raise ConfigError(f"seed = {config_lib.shown(base.get('seed'))}, allowed: {allowed}; in the config; correct it")
     for arm in arms:
         if "seed" in arm:
             raise ConfigError("sweep() yields the key 'seed'; seeds are given by --seeds; remove it")

@@ -23,6 +23,7 @@ from tltrain.runtime.verbs import VERBS
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)")  # of a key of the config
 _SWITCHES = {key for key, value in config.flatten(config.default()).items() if isinstance(value, bool)}
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_OF_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _LONGEST = 300  # characters of what foreign code says
 
 
@@ -110,7 +111,7 @@ def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Cal
             sys.stdout.flush()
         os._exit(TerminatedError.exit_code)  # XLA may compile yet in a thread, which would crash as Python ends
     except (TltrainError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _OF_DISK:
+        if isinstance(error, OSError) and error.errno not in (*_OF_DISK, *_OF_PATH):
             raise
         if "--debug" in argv:
             traceback.print_exc()
@@ -123,6 +124,9 @@ def _told(error: Exception) -> int:
         console.warn(str(error))
         return error.exit_code
     place = getattr(error, "filename", None) or "while output was written"
+    if isinstance(error, OSError) and error.errno in _OF_PATH:
+        console.warn(f"{reason_of(error)}; {place}; check the path and its permissions")
+        return WorkdirError.exit_code
     with contextlib.suppress(OSError):  # standard error may lie on the same disk
         console.warn(f"{reason_of(error)}; {place}; free space or check the disk, and start again")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what standard output holds yet would fail again at the end

@@ -16,7 +16,7 @@ MAX_BYTES = 2**30  # of a file whose size is not published
 
 def num_bytes(path: Path) -> int:
     """The size of a weight file; raises WeightsError where there is none."""
-    with foreign_errors(WeightsError, f"cannot read {path}", "check the path and its permissions"):
+    with foreign_errors(WeightsError, f"cannot read {path}", "set model.weights to a file that can be read"):
         if path.is_file():
             return path.stat().st_size
     raise WeightsError(f"no weight file at {path}; set model.weights to a Keras .h5 or .keras, or to 'imagenet'")
