@@ -20,6 +20,7 @@ from tltrain.data import sources
 from tltrain.data.split import Data, Split
 from tltrain.errors import WorkdirError
 from tltrain.experiment import evaluation
+from tltrain.experiment import report as report_of
 from tltrain.models import zoo
 from tltrain.pages import compare, run_page, thumbnails
 from tltrain.pages.predictions import read_predictions
@@ -164,7 +165,7 @@ def test_the_record_of_ten_thousand_classes_is_small_and_exact():
     data = Data({"train": split, "val": split}, names)
     measured = evaluation.in_detail(data, found)
     entry = {"epoch": 1, "step": 1, "train": {"loss": 0.1}, "val": {"accuracy": 0.5}}
-    made = report.of_run(data, {"probe": {"best": entry}}, "probe", {}, measured, {}, None, {})
+    made = report_of.of_run(data, {"probe": {"best": entry}}, "probe", {}, measured, {}, None, {})
     assert len(json.dumps(made, indent=2)) < 5_000_000
     lines = list(evaluation.predictions(data, found))
     assert len(lines) == 2_999 and max(len(json.dumps(line)) for line in lines) < 500

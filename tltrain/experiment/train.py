@@ -90,8 +90,9 @@ def begin(work: Workdir, data: Data, origin: dict[str, Any]) -> None:
     stored = work.read_json("identity.json")
     if not (stored is None or has_digest(stored)):
         raise WorkdirError(
-            f"{work.path / 'identity.json'} is damaged, so that the inputs cannot be compared with those the run began "
-            "with; its digest does not match; put it back, remove it if they are the same, or choose another --workdir"
+            f"{work.path / 'identity.json'} is damaged, or of an earlier version; its digest does not match, so the "
+            "inputs cannot be compared with those the run began with; put it back, remove it if they are the same, or "
+            "choose another --workdir"
         )
     identity.check(stored, made_of, work.path)
     work.begin(made_of)
