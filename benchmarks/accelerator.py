@@ -70,7 +70,7 @@ def tltrain_steps(dtype, size):
 
     config = default()
     config.model.dtype = dtype
-    model = zoo.create(config, 2)
+    model = zoo.create(config, 1)
     mesh = parallel.make_mesh(size)
     variables = jax.tree.map(jnp.asarray, zoo.init(model, 0, None))
     images, maps, pooled, label = batches(size)
@@ -90,24 +90,12 @@ def tltrain_steps(dtype, size):
     )
 
     for name, until, inputs in (("probe step", "all", pooled), ("fine-tune step", CUT, maps.astype(dtype))):
-        plan = freeze.plan(variables["params"], model.backbone.stages, until)
+        plan = freeze.plan(model.backbone.stages, until)
         tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan, plan)
         state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, ema=0.0)
         state = parallel.replicate(jax.tree.map(np.asarray, state), mesh)  # arrays of its own, which a step may reuse
-        step = functools.partial(
-            steps.train_step,
-            model=model,
-            tx=tx,
-            plan=plan,
-            start=plan.cut,
-            seed=0,
-            batch_norm_train=False,
-            smoothing=0.0,
-            class_weights=jnp.ones(2),
-            ema=0.0,
-            mixup=0.0,
-            cutmix=0.0,
-        )
+        recipe = steps.recipe(config, "probe", plan, plan.cut, (1.0, 1.0))
+        step = functools.partial(steps.train_step, model=model, tx=tx, recipe=recipe)
         mask, index = np.ones(size, bool), np.arange(size, dtype=np.int32)
         batch = {"inputs": inputs, "label": label, "mask": mask, "index": index}
         compiled = parallel.compile_step(step, state, batch, mesh, "jit", donate=True)

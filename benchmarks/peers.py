@@ -26,9 +26,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from tltrain import config as config_lib
-from tltrain.data import sources
 from tltrain.models import freeze, zoo
 from tltrain.runtime import console
+from tltrain.training.setup import read_data
 from tltrain.weights import download, keras_weights
 
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ def make_environment():
 
 def export(config, scratch):
     """The job in words, with its images and arrays in files for the other libraries."""
-    data = sources.load(config.data, config.seed)
+    data = read_data(config)
     for name in ("train", "val"):
         split = data.splits[name]
         for i, label in enumerate(split.labels):

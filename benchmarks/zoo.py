@@ -122,7 +122,7 @@ def model_of(name, batch_size=8):
     config = default()
     config.model.backbone = name
     config = zoo.resolved(config)
-    model = zoo.create(config, 2)
+    model = zoo.create(config, 1)
     return model, zoo.shapes(model), jax.ShapeDtypeStruct((batch_size, *config.data.image_size, 3), np.uint8)
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 
 from tltrain import places
 from tltrain.config import default
+from tltrain.data.kinds.image_augment import Augment
+from tltrain.data.kinds.images import Images
 from tltrain.models import zoo
 from tltrain.models.mobilenet_v2 import MobileNetV2
 from tltrain.runtime import parallel
@@ -101,6 +103,8 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"), {"light": 30, "dark": 18})
 
 
+STILL = Augment(False, False, min_area=1.0, rotation=0.0, color=0.0, randaugment=(0, 0), seed=0)
+IMAGES = Images((32, 32), "stretch", STILL)
 TINY = functools.partial(MobileNetV2, alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6)))
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from test_data import encode
 
-from tltrain.data.augment import OPERATIONS, Augment
-from tltrain.data.preprocess import load_image
+from tltrain.data.kinds.image_augment import OPERATIONS, Augment
+from tltrain.data.kinds.image_decoding import load_image
 
 STILL = Augment(False, False, 1.0, 0.0, 0.0, (0, 0), seed=1)
 SIZE = (40, 60)

@@ -1,20 +1,23 @@
 """Images come out right, splits never overlap, order is a pure function, corrupt files are counted."""
 
+import dataclasses
+import functools
 import io
 import os
 import shutil
 
 import numpy as np
 import pytest
-from conftest import write_images
+from conftest import IMAGES, write_images
 from PIL import Image
 
 from tltrain.config import default
 from tltrain.data import pipeline, sources
-from tltrain.data.augment import Augment
-from tltrain.data.preprocess import load_image
+from tltrain.data.kinds.image_augment import Augment
+from tltrain.data.kinds.image_decoding import load_image
 from tltrain.errors import ConfigError, DataError
 from tltrain.experiment import report
+from tltrain.training.tasks.classification import class_weights
 
 AUGMENT = Augment(
     horizontal_flip=True, vertical_flip=True, min_area=0.5, rotation=20.0, color=0.3, randaugment=(2, 9), seed=1
@@ -119,7 +122,7 @@ def config_of(source, splits):
 
 
 def folder(root, splits=("train[:75%]", "train[75%:]")):
-    return sources.load(config_of(f"folder:{root}", splits), seed=0)
+    return sources.load(config_of(f"folder:{root}", splits), IMAGES, seed=0)
 
 
 def test_a_folder_gives_classes_labels_and_stratified_splits(images):
@@ -202,13 +205,13 @@ def test_a_bad_folder_is_refused_with_its_reason(case, tmp_path):
 
 def test_class_weights(images):
     data = folder(images)
-    counts = np.bincount(data.splits["train"].labels)
-    np.testing.assert_array_equal(sources.class_weights(None, data), [1, 1])
-    automatic = sources.class_weights("auto", data)
-    np.testing.assert_allclose(automatic * counts, counts.sum() / 2, rtol=1e-6)
-    np.testing.assert_array_equal(sources.class_weights({"dark": 3.0}, data), [3, 1])
+    weights, train = functools.partial(class_weights, class_names=data.class_names), data.splits["train"]
+    counts = np.bincount(train.labels)
+    np.testing.assert_array_equal(weights(None, train=train), [1, 1])
+    np.testing.assert_allclose(weights("auto", train=train) * counts, counts.sum() / 2, rtol=1e-6)
+    np.testing.assert_array_equal(weights({"dark": 3.0}, train=train), [3, 1])
     with pytest.raises(ConfigError, match="drk"):
-        sources.class_weights({"drk": 3.0}, data)
+        weights({"drk": 3.0}, train=train)
 
 
 @pytest.mark.parametrize("num_examples", [1, 7, 8, 9, 63, 64, 65])
@@ -227,16 +230,17 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
     assert not np.array_equal(first, pipeline.rows(100, 8, (2, 2))[0])
 
 
-def batches(split, corrupt, shuffle=(0, 0), first=0, augment=None):
+def batches(split, corrupt, shuffle=(0, 0), first=0, augment=False):
+    split = dataclasses.replace(split, kind=dataclasses.replace(IMAGES, augment=AUGMENT))
     index, mask = pipeline.rows(split.num_examples, 8, shuffle, first)
-    return list(pipeline.from_images(split, index, mask, (32, 32), "stretch", corrupt, augment, shuffle[1]))
+    return list(pipeline.from_examples(split, index, mask, corrupt, shuffle[1] if augment else None))
 
 
 def test_batches_hold_the_images_of_their_indices_and_resume_in_mid_epoch(images):
     split = folder(images).splits["train"]
     corrupt = pipeline.Corrupt(split, 0.0, print)
-    whole = batches(split, corrupt, augment=AUGMENT)
-    for ours, later in zip(whole[2:], batches(split, corrupt, first=2, augment=AUGMENT), strict=True):
+    whole = batches(split, corrupt, augment=True)
+    for ours, later in zip(whole[2:], batches(split, corrupt, first=2, augment=True), strict=True):
         assert all(np.array_equal(ours[key], later[key]) for key in ours)
     plain = batches(split, corrupt)
     assert sorted(np.concatenate([b["index"][b["mask"]] for b in plain])) == list(range(split.num_examples))
@@ -268,7 +272,7 @@ def test_corrupt_images_are_masked_named_once_and_limited(images, tmp_path):
 def test_tfds_splits_are_those_of_tfds(shared_data):
     config = config_of("tfds:cats_vs_dogs", ("train[:80%]", "train[80%:90%]", "train[90%:]"))
     config.data_dir = str(shared_data / "tfds")
-    data = sources.load(config, seed=0)
+    data = sources.load(config, IMAGES, seed=0)
     assert data.class_names == ("cat", "dog")
     assert [split.num_examples for split in data.splits.values()] == [1600, 200, 200]
     assert len({i for split in data.splits.values() for i in split.ids}) == 2000
@@ -290,7 +294,7 @@ def test_a_bad_tfds_source_is_refused_with_its_reason(case, shared_data):
     config = config_of(source, splits)
     config.update(data_dir=str(shared_data / "tfds"), **changes)
     with pytest.raises(DataError, match=message):
-        sources.load(config, seed=0)
+        sources.load(config, IMAGES, seed=0)
 
 
 @pytest.mark.shared_data
@@ -301,13 +305,13 @@ def test_damaged_records_of_tfds_are_one_error_and_not_as_many_unreadable_images
     whole = records.read_bytes()
     config = config_of("tfds:cats_vs_dogs", ("train[:80%]", "train[80%:]"))
     config.data_dir = str(tmp_path / "tfds")
-    sources.load(config, seed=0)  # keeps the labels, so that records are read with the first image
+    sources.load(config, IMAGES, seed=0)  # keeps the labels, so that records are read with the first image
     for damaged in (whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], whole[: len(whole) // 2]):
         records.write_bytes(damaged)
         with pytest.raises(DataError, match=r"cannot read cats_vs_dogs/4.0.1; .*prepare the data set again"):
-            sources.load(config, seed=0)
+            sources.load(config, IMAGES, seed=0)
     records.write_bytes(whole)
-    data = sources.load(config, seed=0)
+    data = sources.load(config, IMAGES, seed=0)
     records.write_bytes(damaged)
     with pytest.raises(DataError, match=r"cannot read cats_vs_dogs/4.0.1; .*prepare the data set again"):
         batches(data.splits["train"], pipeline.Corrupt(data.splits["train"], 1.0, print))

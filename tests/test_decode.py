@@ -16,16 +16,16 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import IMAGES
 from PIL import Image
 
 from tltrain.config import default
 from tltrain.data import files, inspect, pipeline, sources
 from tltrain.data.files import kind_of, read_file
-from tltrain.data.preprocess import FORMATS, MAX_PIXELS, decode, load_image
+from tltrain.data.kinds.image_decoding import FORMATS, MAX_PIXELS, decode, load_image
 from tltrain.errors import DataError, reason_of
 from tltrain.experiment import train
 from tltrain.pages import thumbnails
-from tltrain.runtime.workdir import Clock
 
 
 def encode(image, format="PNG", **options):
@@ -282,12 +282,12 @@ def test_a_file_is_read_through_a_link_and_not_beyond_the_limit(tmp_path, monkey
 def split_of(images, read):
     config = default().data
     config.update(source=f"folder:{images}", splits=("train[:75%]", "train[75%:]"))
-    return dataclasses.replace(sources.load(config, 0).splits["train"], read=read)
+    return dataclasses.replace(sources.load(config, IMAGES, 0).splits["train"], read=read)
 
 
 def batches(split, corrupt):
     index, mask = pipeline.rows(split.num_examples, 8)
-    return list(pipeline.from_images(split, index, mask, (8, 8), "stretch", corrupt))
+    return list(pipeline.from_examples(split, index, mask, corrupt))
 
 
 def test_whatever_reading_an_image_raises_is_an_unreadable_image(images, tmp_path):
@@ -346,6 +346,6 @@ def test_a_run_goes_on_past_damaged_files_and_counts_them(tiny, images, tmp_path
     paths[3].symlink_to("/dev/null")
     tiny.data.source = f"folder:{root}"
     tiny.data.max_corrupt = 0.2
-    train.run(tiny, tmp_path / "run", Clock())
+    train.run(tiny, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert sum(report["num_corrupt"].values()) == 1 and sum(report["num_examples"].values()) == 47

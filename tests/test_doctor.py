@@ -12,14 +12,13 @@ from test_main import run as run_verb
 from test_main import write_config
 
 from tltrain import doctor
-from tltrain.checks import data, machine, memory, phases, pixels, seconds, settings, weights
+from tltrain.checks import data, images, machine, memory, phases, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
 from tltrain.checks.finding import NotThereYetError
-from tltrain.data import inspect
-from tltrain.data.preprocess import load_image
+from tltrain.data.kinds.image_decoding import load_image
+from tltrain.data.kinds.image_hash import near_pairs
 from tltrain.errors import TerminatedError
 from tltrain.experiment import train
-from tltrain.runtime.workdir import Clock
 from tltrain.weights import download
 
 
@@ -107,7 +106,7 @@ PLANTED = {
     "twice": (lambda r, c: duplicate(r, 2, "train/light"), data.check_duplicates, "advice", 0, "in one split: 2"),
     "imbalance": (lambda r, c: keep(r / "train/dark", 5), data.check_counts, "advice", 0, "6.0 times"),
     "tiny val": (lambda r, c: keep(r / "val/dark", 5), data.check_counts, "advice", 0, "too few to choose"),
-    "absent": (lambda r, c: keep(r / "val/dark", 0), data.check_counts, "advice", 0, "val has no image of dark"),
+    "absent": (lambda r, c: keep(r / "val/dark", 0), data.check_counts, "advice", 0, "val has no images of dark"),
     "left out": (
         lambda r, c: (r / "train/light/a.txt").write_text("x"),
         data.check_left_out,
@@ -115,9 +114,15 @@ PLANTED = {
         0,
         "left out: 1 .txt file: train/light/a.txt",
     ),
-    "scaled": (scale_before_saving, data.check_files, "problem", 4, "no image is brighter than 1 of 255"),
-    "16 bit": (deepen, data.check_files, "advice", 0, "16 bits a pixel"),
-    "small": (lambda r, c: c.data.update(image_size=(64, 64)), data.check_files, "advice", 0, "210 of 210 are below"),
+    "scaled": (scale_before_saving, images.check_images, "problem", 4, "no image is brighter than 1 of 255"),
+    "16 bit": (deepen, images.check_images, "advice", 0, "16 bits a pixel"),
+    "small": (
+        lambda r, c: c.data.update(image_size=(64, 64)),
+        images.check_images,
+        "advice",
+        0,
+        "210 of 210 are below",
+    ),
     "/255": (lambda r, c: c.data.update(pixels="unit"), pixels.check_pixels, "problem", 2, "0.978"),
     "devices": (lambda r, c: c.update(batch_size=0), settings.check_keys, "problem", 2, "batch_size = 0, allowed"),
 }
@@ -136,7 +141,7 @@ SETTINGS = {
     "fast fine-tune": ({"finetune.learning_rate": 1e-2}, "a tenth or less"),
     "augmented": ({"finetune.augment": True, "finetune.epochs": 3}, "features.augment_views = 3"),
     "slow statistics": ({"finetune.batch_norm": "train"}, "batch_norm_momentum = 0.9"),
-    "small batch": ({"finetune.batch_norm": "train"}, "statistics of so few images"),
+    "small batch": ({"finetune.batch_norm": "train"}, "statistics of so few examples"),
     "no probe": ({"probe.epochs": 0, "model.weights": "x.h5"}, "Kumar et al. 2022"),
     "small images": ({"model.backbone": "mobilenet_v2"}, "less than half of the (224, 224)"),
 }
@@ -209,7 +214,7 @@ def test_an_idle_gpu_is_noticed(tiny, root, tmp_path, monkeypatch):
 
 def test_a_workdir_of_another_run_is_found(tiny, tmp_path):
     tiny.finetune.epochs = 0
-    train.run(tiny, tmp_path / "run", Clock())
+    train.run(tiny, tmp_path / "run")
     assert "finished" in next(machine.check_workdir(case_of(tiny, tmp_path))).text
     tiny.probe.epochs = 3
     finding = next(machine.check_workdir(case_of(tiny, tmp_path)))
@@ -221,7 +226,7 @@ def test_the_stores_that_are_announced_are_those_that_a_run_makes(views, tiny, t
     tiny.features.augment_views = views
     tiny.finetune.augment = views > 0
     announced = sum(due.num_bytes for due in phases.due_stores(case_of(tiny, tmp_path)))
-    train.run(tiny, tmp_path / "run", Clock())
+    train.run(tiny, tmp_path / "run")
     made = [np.load(path, mmap_mode="r").nbytes for path in Path(tiny.features.dir).glob("*/inputs.npy")]
     assert len(made) == (5 if views else 4) and announced == sum(made)
     assert phases.due_stores(case_of(tiny, tmp_path)) == []
@@ -242,7 +247,7 @@ def test_near_pairs_are_those_of_a_plain_loop_over_all_pairs():
     a, b = (rng.integers(0, 2**63, (n, 4)).astype(np.uint64) for n in (600, 70))
     b[:5] = a[300:305] ^ np.uint64(0b1011)
     a[599], b[69] = 0, 7  # flat pictures, whose few bits say little
-    found = [(i, j) for i, j, _ in inspect.near_pairs(a, b)]
+    found = [(i, j) for i, j, _ in near_pairs(a, b)]
     bits = [[sum(int(word).bit_count() for word in row) for row in hashes] for hashes in (a, b)]
     plain = [
         (i, j)

@@ -17,24 +17,21 @@ from references import variables_of
 from test_main import ENVIRONMENT
 
 from tltrain.config import default
-from tltrain.data.preprocess import load_image
+from tltrain.data.kinds.image_decoding import load_image
+from tltrain.data.kinds.image_resizing import resize
 from tltrain.errors import ConfigError, TerminatedError, WeightsError
 from tltrain.experiment import finished, train
 from tltrain.exports import keras_model, proven
 from tltrain.exports.formats import FORMATS
-from tltrain.exports.resizing import resize
 from tltrain.models import convolution, zoo
-from tltrain.models.backbone import scaled
 from tltrain.models.classifier import run_frozen
-from tltrain.runtime.workdir import Clock
+from tltrain.models.image_backbone import scaled
+from tltrain.runtime.process import Process
 from tltrain.training import steps
+from tltrain.training.tasks import choose
 from tltrain.weights import keras_weights
 
 SIZES = [(40, 48), (32, 32), (97, 61), (200, 333)]
-
-
-def never():
-    return False
 
 
 def noise(*shape):
@@ -62,9 +59,9 @@ def config_of(source, **changes):
 def untrained(source, num_classes, **changes):
     """What a finished run of `config_of` would be with its initial variables."""
     config = config_of(source, **changes)
-    model = zoo.create(config, num_classes)
-    names = ("dark", "light", "other")[:num_classes]
-    return finished.Finished(source, config, names, model, zoo.init(model, 0, None), "probe", 19, {}, {"splits": {}})
+    task = choose.of_finished(config, "classification", ("dark", "light", "other")[:num_classes])
+    model = zoo.create(config, task.num_outputs)
+    return finished.Finished(source, config, task, model, zoo.init(model, 0, None), "probe", 19, {}, {"splits": {}})
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +74,19 @@ def run(tmp_path_factory):
         for i, shape in enumerate(shapes):
             Image.fromarray(noise(*shape) // factor).save(folder / "photos" / label / f"{label}_{i}.png")
     features = {"features.dir": str(folder / "features"), "log.tensorboard": False}
-    train.run(config_of(folder / "photos", **features), folder / "run", Clock())
+    train.run(config_of(folder / "photos", **features), folder / "run")
     return finished.load(folder / "run")
 
 
 @functools.cache
-def evaluation(model):
+def evaluation(model, task):
     """`steps.eval_step` after all stages."""
     num_stages = len(model.backbone.stages)
 
     @jax.jit
     def run(variables, batch):
         features = run_frozen(model, variables, batch["inputs"], 0, num_stages)
-        return steps.eval_step(variables, batch | {"inputs": features}, model=model)
+        return steps.eval_step(variables, batch | {"inputs": features}, model=model, task=task)
 
     return run
 
@@ -98,7 +95,7 @@ def probabilities_of(run, images):
     """By evaluation, float64 `[B, num_classes]`."""
     pixels = [load_image(encoded(image), run.config.data.image_size, run.config.data.resize) for image in images]
     batch = {"inputs": np.stack(pixels), "label": np.zeros(len(pixels), int), "mask": np.ones(len(pixels), bool)}
-    logits = np.asarray(evaluation(run.model)(run.variables, batch)[1], np.float64)
+    logits = np.asarray(evaluation(run.model, run.task)(run.variables, batch)[1], np.float64)
     exponents = np.exp(np.hstack([np.zeros_like(logits), logits]) if logits.shape[1] == 1 else logits)
     return exponents / exponents.sum(1, keepdims=True)
 
@@ -121,7 +118,7 @@ def class_names_in(name, path):
 
 @pytest.mark.parametrize("name", graded(FORMATS, ["keras", "stablehlo"]))
 def test_an_export_gives_the_probabilities_of_the_run_for_batches_of_any_size(name, run, tmp_path, capfd):
-    proven.export(run, [name], tmp_path, never)
+    proven.export(run, [name], tmp_path, Process())
     path = tmp_path / FORMATS[name].file
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["class_names.json", path.name])
     function = FORMATS[name].load(path)
@@ -192,7 +189,7 @@ def test_the_weights_of_the_keras_model_read_back_are_those_of_the_run(run, tmp_
 @pytest.mark.full
 def test_a_bfloat16_run_is_exported_in_float32(images, tmp_path):
     run = untrained(images, 2, **{"model.dtype": "bfloat16"})
-    proven.export(run, ["stablehlo"], tmp_path, never)
+    proven.export(run, ["stablehlo"], tmp_path, Process())
     found = FORMATS["stablehlo"].load(tmp_path / "model.stablehlo")(noise(2, 40, 48, 3))
     np.testing.assert_allclose(found, probabilities_of(untrained(images, 2), noise(2, 40, 48, 3)), atol=2e-5)
 
@@ -243,13 +240,13 @@ def test_an_export_with_an_altered_weight_is_refused_and_removed(images, tmp_pat
     wrong = right._replace(write=lambda run, path: right.write(altered(run), path))
     monkeypatch.setitem(FORMATS, "stablehlo", wrong)
     with pytest.raises(WeightsError, match="the stablehlo export is not the run; probabilities differ by"):
-        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, never)
+        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, Process())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stopped_export_leaves_nothing(images, tmp_path):
     with pytest.raises(TerminatedError):
-        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, lambda: True)
+        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, Process(stop=lambda: True))
     assert not list(tmp_path.iterdir())
 
 
@@ -266,15 +263,17 @@ def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
     pixels = noise(1, *config.data.image_size, 3)
     features = run_frozen(model, variables, pixels, 0, len(model.backbone.stages))
     variables["params"]["head"]["kernel"] /= np.abs(features).max()  # else one class has all the probability
-    run = finished.Finished(tmp_path, config, ("a", "b", "c"), model, variables, "probe", 0, {}, {"splits": {}})
+    task = choose.of_finished(config, "classification", ("a", "b", "c"))
+    run = finished.Finished(tmp_path, config, task, model, variables, "probe", 0, {}, {"splits": {}})
     theirs = np.asarray(keras_model.build(run)(pixels, training=False))
     assert 0.02 < theirs.min() < theirs.max() < 0.98
     np.testing.assert_allclose(theirs, probabilities_of(run, pixels), atol=1e-4)
 
 
 def test_a_network_that_keras_does_not_build_is_named(tiny, tmp_path):
-    model = zoo.create(tiny, 2)
-    run = finished.Finished(tmp_path, tiny, ("a", "b"), model, zoo.init(model, 0, None), "probe", 5, {}, {"splits": {}})
+    model = zoo.create(tiny, 1)
+    task = choose.of_finished(tiny, "classification", ("a", "b"))
+    run = finished.Finished(tmp_path, tiny, task, model, zoo.init(model, 0, None), "probe", 5, {}, {"splits": {}})
     with pytest.raises(WeightsError, match="'tiny' is not the network that Keras builds; at its name"):
         keras_model.build(run)
 
@@ -318,8 +317,8 @@ def test_a_run_of_cats_and_dogs_is_exported_to_keras(shared_data, tmp_path):
     config.model.weights = str(shared_data / "weights" / "mobilenet_v2_1.0_no_top_keras_layout.h5")
     config.features.dir = str(tmp_path / "features")
     config.probe.epochs = 1
-    train.run(config, tmp_path / "run", Clock())
+    train.run(config, tmp_path / "run")
     done = command("--workdir", tmp_path / "run", "--format", "keras", "--output", tmp_path / "export")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert "on 20 photos of val the same class for 100.0 %" in done.stdout
+    assert "on 20 images of val the same class for 100.0 %" in done.stdout
     assert (tmp_path / "export" / "model.keras").stat().st_size > 2**23

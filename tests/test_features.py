@@ -9,6 +9,7 @@ import sys
 import threading
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,14 +20,14 @@ from test_train import run
 from tltrain import features as verb
 from tltrain.cache import features, forward, inputs, store
 from tltrain.config import default
-from tltrain.data import pipeline, sources, tfds_source
-from tltrain.data.augment import Augment
-from tltrain.data.preprocess import load_image
+from tltrain.data import pipeline, tfds_source
+from tltrain.data.kinds.image_decoding import load_image
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import run_frozen
-from tltrain.runtime import parallel
+from tltrain.runtime.process import Clock
+from tltrain.training.setup import load, read_data
 
 
 def stores(tmp_path):
@@ -46,7 +47,7 @@ def test_a_second_run_computes_nothing(tiny, tmp_path, monkeypatch):
     assert {folder: folder.stat().st_mtime_ns for folder in stores(tmp_path)} == before
     assert len(before) == 4  # two cuts, two splits
     assert losses(second) != losses(first)
-    assert second["features"]["images_per_second"] is None
+    assert second["features"]["examples_per_second"] is None
 
 
 CHANGES = {
@@ -60,22 +61,20 @@ CHANGES = {
 }
 
 
-def name_of(config, cut=3, **options):
-    model = zoo.create(config, 2)
-    split = sources.load(config.data, config.seed).splits["train"]
-    wanted = features.Wanted(split, cut, **options)
-    return features._name(features._facts(config, model, zoo.init(model, config.seed, None), wanted))
+def name_of(config, cut=3, view=None, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    setup = load(config, Clock())
+    wanted = features.Wanted(setup.data.splits["train"], cut, view)
+    return features._name(features._facts(setup, zoo.init(setup.model, config.seed, None), wanted))
 
 
 def test_what_changes_the_numbers_changes_the_store_and_nothing_else_does(tiny):
     name = name_of(tiny)
-    augment = Augment(True, False, 0.7, 0.0, 0.0, (0, 0), seed=0)
-    names = {name, name_of(tiny, 2), name_of(tiny, augment=augment), name_of(tiny, augment=augment, view=1)}
-    names.add(name_of(tiny, augment=Augment(True, False, 0.7, 0.0, 0.0, (2, 9), seed=0)))
+    names = {name, name_of(tiny, 2), name_of(tiny, view=0), name_of(tiny, view=1)}
+    names.add(name_of(tiny, view=0, **{"data.augment.randaugment": (2, 9)}))
     for key, value in CHANGES.items():
-        other = tiny.copy_and_resolve_references()
-        other.update_from_flattened_dict({key: value})
-        names.add(name_of(other))
+        names.add(name_of(tiny, **{key: value}))
     assert len(names) == 5 + len(CHANGES)
     tiny.update_from_flattened_dict({"probe.learning_rate": 1.0, "model.dropout": 0.5, "finetune.epochs": 9})
     assert name_of(tiny) == name
@@ -121,7 +120,7 @@ def test_a_damaged_store_heals_or_changes_nothing(tiny, tmp_path, file, damage):
 def test_exchanged_stores_and_rows_are_noticed(tmp_path):
     rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     for name in "ab":
-        writer = store.Writer(tmp_path / name, (6, 4), rows.dtype)
+        writer = store.Writer(tmp_path / name, jax.ShapeDtypeStruct((6, 4), rows.dtype))
         writer.write(np.arange(6), rows, np.ones(6, bool))
         writer.finish({})
     assert store.Store(tmp_path / "a").take(np.arange(6)).tolist() == rows.tolist()
@@ -162,28 +161,28 @@ def test_the_speed_is_that_of_the_images_computed_here_without_compiling(tiny, t
         now[0] += 100
         return compile_program(program)
 
-    def from_images(*args):
-        for batch in read_images(*args):
+    def from_examples(*args):
+        for batch in read_examples(*args):
             now[0] += 1
             yield batch
 
-    compile_program, read_images = forward.compiled, pipeline.from_images
+    compile_program, read_examples = forward.compiled, pipeline.from_examples
     monkeypatch.setattr(forward, "compiled", compiled)
-    monkeypatch.setattr(pipeline, "from_images", from_images)
+    monkeypatch.setattr(pipeline, "from_examples", from_examples)
     monkeypatch.setattr(inputs, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     left = iter([False, False, True])
     with pytest.raises(TerminatedError):
         run(tiny, tmp_path / "run", stop=lambda: next(left))
     result = run(tiny, tmp_path / "run")  # 36 - 3 x 8 training and 12 val images are left, in two batches each
-    assert result["features"]["images_per_second"] == (12 + 12) / (2 + 2)
+    assert result["features"]["examples_per_second"] == (12 + 12) / (2 + 2)
 
 
 def test_rows_that_did_not_reach_the_disk_are_done_again(tmp_path):
     rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    writer = store.Writer(tmp_path / "s", (6, 4), rows.dtype)
+    writer = store.Writer(tmp_path / "s", jax.ShapeDtypeStruct((6, 4), rows.dtype))
     writer.write(np.arange(4), rows[:4], np.asarray([True, True, False, True]))
-    writer._inputs[1] = 0
-    writer = store.Writer(tmp_path / "s", (6, 4), rows.dtype)
+    writer._inputs[0][1] = 0
+    writer = store.Writer(tmp_path / "s", jax.ShapeDtypeStruct((6, 4), rows.dtype))
     assert writer.missing.tolist() == [False, True, False, False, True, True]
     writer.write(np.asarray([1, 4, 5]), rows[[1, 4, 5]], np.ones(3, bool))
     writer.finish({})
@@ -237,13 +236,14 @@ def test_two_at_once_compute_a_store_once(tiny, monkeypatch):
     made, found = [], []
     extract = features._extract
     monkeypatch.setattr(features, "_extract", lambda folder, *rest: (made.append(folder), extract(folder, *rest)))
-    model, split = zoo.create(tiny, 2), sources.load(tiny.data, tiny.seed).splits["train"]
-    arguments = (tiny, model, zoo.init(model, 0, None), features.Wanted(split, 3), None)
-    corrupt, mesh = pipeline.Corrupt(split, 0.0, print), parallel.make_mesh(tiny.batch_size)
+    setup = load(tiny, Clock())
+    split = setup.data.splits["train"]
+    arguments = (setup, zoo.init(setup.model, 0, None), features.Wanted(split, 3), None)
+    corrupt = pipeline.Corrupt(split, 0.0, print)
 
     def ensure():
         quiet = contextlib.nullcontext(lambda done: None)
-        found.append(features.ensure(*arguments, corrupt, mesh, lambda *_: quiet))
+        found.append(features.ensure(*arguments, corrupt, lambda *_: quiet))
 
     threads = [threading.Thread(target=ensure) for _ in range(2)]
     for thread in threads:
@@ -257,8 +257,8 @@ def test_two_at_once_compute_a_store_once(tiny, monkeypatch):
 def test_a_row_is_what_the_frozen_stages_make_of_the_image(tiny, tmp_path, images):
     tiny.finetune.epochs = 0
     run(tiny, tmp_path / "run")
-    model = zoo.create(tiny, 2)
-    split = sources.load(tiny.data, tiny.seed).splits["val"]
+    model = zoo.create(tiny, 1)
+    split = read_data(tiny).splits["val"]
     found = {len(np.load(f / "rows.npy")): store.Store(f) for f in stores(tmp_path)}[split.num_examples]
     pixels = jnp.stack([load_image(split.read(i), (32, 32), "stretch") for i in range(split.num_examples)])
     expected = run_frozen(model, zoo.init(model, 0, None), pixels, 0, 5)
@@ -306,9 +306,9 @@ def test_labels_of_tfds_are_read_once(shared_data, tmp_path, monkeypatch):
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
     config = default()
     config.data.data_dir = str(shared_data / "tfds")
-    first = sources.load(config.data, config.seed).splits["val"]
+    first = read_data(config).splits["val"]
     assert first.read(0)[:2] == b"\xff\xd8"
     monkeypatch.setattr(tfds_source, "_read_records", lambda *_: pytest.fail("read again"))
-    second = sources.load(config.data, config.seed).splits["val"]
+    second = read_data(config).splits["val"]
     np.testing.assert_array_equal(first.labels, second.labels)
     assert (second.ids, second.fingerprint) == (first.ids, first.fingerprint)

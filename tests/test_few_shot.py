@@ -8,13 +8,17 @@ from test_train import run
 
 from tltrain import config as config_lib
 from tltrain.cache import features
-from tltrain.data import sources
 from tltrain.errors import ConfigError, DataError
 from tltrain.experiment import finished, ridge
+from tltrain.runtime.process import Process
+from tltrain.training.setup import read_data
+from tltrain.training.tasks.classification import class_weights
 
 
 def drawn_ids(config, seed):
-    train = sources.load(config.data, seed).splits["train"]
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    train = read_data(config).splits["train"]
     return [train.ids[i] for i in train.rows]
 
 
@@ -30,7 +34,7 @@ def test_shots_are_drawn_of_each_class_by_the_seed(tiny):
 def test_more_shots_than_examples_are_refused(tiny):
     tiny.data.shots = 20
     with pytest.raises(DataError, match=r"dark has 14 training examples, data.shots = 20"):
-        sources.load(tiny.data, 0)
+        read_data(tiny)
 
 
 @pytest.mark.parametrize("enabled", ["on", "off"])
@@ -74,11 +78,11 @@ def test_a_ridge_probe_is_the_solution_over_the_pooled_features(tiny, tmp_path, 
     result = run(tiny, tmp_path / "run")
     assert result["chosen"]["val"]["accuracy"] > 0.9
     done = finished.load(tmp_path / "run")
-    train = sources.load(tiny.data, 0).splits["train"]
+    train = read_data(tiny).splits["train"]
     features_of = np.zeros((train.num_examples, 1280), np.float32)
-    finished.evaluate(done, train, lambda: False, features_of)
+    finished.evaluate(done, train, Process(), features_of)
     rows = np.concatenate([features_of.astype(np.float64), np.ones((len(features_of), 1))], 1)
-    weights = sources.class_weights(tiny.loss.class_weights, sources.load(tiny.data, 0))[train.labels][:, None]
+    weights = class_weights(tiny.loss.class_weights, done.class_names, train)[train.labels][:, None]
     head = ridge.solve(rows.T @ (weights * rows), rows.T @ (weights * (2.0 * train.labels[:, None] - 1)), 3.0)
     np.testing.assert_allclose(done.variables["params"]["head"]["kernel"], head["kernel"], rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(done.variables["params"]["head"]["bias"], head["bias"], rtol=1e-4, atol=1e-7)

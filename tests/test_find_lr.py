@@ -11,12 +11,9 @@ from test_train import run as train_run
 from tltrain.errors import ConfigError
 from tltrain.experiment import range_test, train
 from tltrain.experiment.range_test import Curve, smoothed, suggestion
+from tltrain.runtime.process import Process
 
 RATES = 1e-6 * 10 ** (np.arange(121) / 20)
-
-
-def never():
-    return False
 
 
 def test_suggestions_of_a_known_curve_are_its_steepest_point_and_a_tenth_of_its_lowest():
@@ -53,28 +50,28 @@ def test_at_the_rate_of_the_phase_its_steps_have_the_losses_of_the_phase(tiny, t
     train_run(tiny, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = [line["loss"] for line in lines if line["phase"] == "finetune" and "grad_norm" in line]
-    found = range_test.run(tiny, tmp_path / "run", "finetune", (1e-3, 1e-3 * (1 + 1e-6), 20), never)
+    found = range_test.run(tiny, tmp_path / "run", "finetune", (1e-3, 1e-3 * (1 + 1e-6), 20), Process())
     np.testing.assert_allclose(found["losses"], trained, rtol=1e-4)
 
 
 def test_it_begins_finetune_with_the_probe_of_the_workdir_or_trains_one(tiny, tmp_path, monkeypatch):
     test = (1e-6, 1e-5, 20)
-    made = range_test.run(tiny, tmp_path / "made", "finetune", test, never)
+    made = range_test.run(tiny, tmp_path / "made", "finetune", test, Process())
     assert json.loads((tmp_path / "made" / "find_lr.json").read_text()) == made
     train_run(tiny, tmp_path / "run")
     monkeypatch.setattr(train, "run", lambda *_: pytest.fail("trained again"))
     tiny.finetune.learning_rate = 0.5  # what the test is for: the rate of finetune may differ
-    assert range_test.run(tiny, tmp_path / "run", "finetune", test, never)["losses"] == made["losses"]
+    assert range_test.run(tiny, tmp_path / "run", "finetune", test, Process())["losses"] == made["losses"]
     tiny.probe.learning_rate = 0.5
     with pytest.raises(ConfigError, match="another config"):
-        range_test.run(tiny, tmp_path / "run", "finetune", test, never)
+        range_test.run(tiny, tmp_path / "run", "finetune", test, Process())
 
 
 def test_the_rate_rises_exponentially_until_the_loss_diverges_and_nothing_is_changed(tiny, tmp_path, capsys):
     tiny.finetune.epochs = 0
     tiny.probe.update(optimizer="sgd", ema=0.9)
     tiny.loss.label_smoothing = 0.2  # without it a head of any size is right about light and dark
-    found = range_test.run(tiny, tmp_path, None, (1e-5, 1e9, 60), never)
+    found = range_test.run(tiny, tmp_path, None, (1e-5, 1e9, 60), Process())
     ratios = np.asarray(found["rates"])[1:] / np.asarray(found["rates"])[:-1]
     np.testing.assert_allclose(ratios, 1e14 ** (1 / 59))
     assert found["phase"] == "probe"
@@ -93,7 +90,7 @@ def test_a_test_without_sense_is_refused(case, tiny, tmp_path):
     name, test, message = WRONG[case]
     tiny.finetune.epochs = 0
     with pytest.raises(ConfigError, match=message):
-        range_test.run(tiny, tmp_path, name, test, never)
+        range_test.run(tiny, tmp_path, name, test, Process())
 
 
 def test_the_command_line_makes_the_test(images, tmp_path):

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import IMAGES, write_images
 
 from tltrain import config as config_lib
 from tltrain.data import folder_source, sources
 from tltrain.errors import DataError
+from tltrain.training.setup import read_data
 
 ROOTS = ([""], ["train", "val"], ["Training", "validation", "TEST"], ["train", "test"], ["train"], ["images"])
 CLASSES = ("cat", "dog", "a b", "ünï", "100%", "[x]", "1", ".hidden", "__MACOSX")
@@ -51,7 +52,7 @@ def test_every_file_is_an_example_or_is_named(seed, images, tmp_path):
     config = config_lib.default()
     config.data.source = f"folder:{tmp_path / 'data'}"
     try:
-        data = sources.load(sources.resolved(config).data, 0)
+        data = read_data(sources.resolved(config))
     except DataError as error:
         assert str(tmp_path / "data") in str(error) and "\n" not in str(error)
         return
@@ -93,18 +94,18 @@ def test_folders_are_known_as_splits_or_as_classes(layout, tmp_path):
     config.data.source = f"folder:{tmp_path}"
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            sources.load(sources.resolved(config).data, 0)
+            read_data(sources.resolved(config))
         return
     config = sources.resolved(config)
     assert config.data.splits == expected
-    data = sources.load(config.data, 0)
+    data = read_data(config)
     assert sum(split.num_examples for split in data.splits.values()) == 10 * len(folders)
 
 
 def test_a_folder_that_no_split_names_is_left_out_by_name(tmp_path):
     for folder in ("train", "val", "extra"):
         write_images(tmp_path / folder, {"a": 5, "b": 5})
-    data = folder_source.load(tmp_path, ("train[:50%]", "train[50%:]"))
+    data = folder_source.load(tmp_path, ("train[:50%]", "train[50%:]"), IMAGES)
     assert data.left_out == {"folders beside the splits": ("extra/", "val/")}
     with pytest.raises(DataError, match="no folder for the split test; its splits are train, val"):
-        folder_source.load(tmp_path, ("train", "test"))
+        folder_source.load(tmp_path, ("train", "test"), IMAGES)

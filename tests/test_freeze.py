@@ -15,6 +15,7 @@ from tltrain.errors import ConfigError
 from tltrain.models import freeze, zoo
 from tltrain.models.classifier import run_frozen
 from tltrain.training import optim, steps
+from tltrain.training.tasks.classification import Classification, cross_entropy
 
 CUTS = {None: 0, "block_1": 3, "all": 5}
 BATCH, SIZE = 8, 32
@@ -25,6 +26,9 @@ OPTIMIZERS = {
     "clipped": {"optimizer": "adam", "clip_norm": 0.1, "schedule": "cosine", "warmup_epochs": 1.0},
     "bias_only": {"train_only": "bias"},
 }
+
+
+SMOOTH = Classification(("a", "b", "c"), sigmoid=False, smoothing=0.1, class_weights=(1.0, 1.0, 1.0))
 
 
 @functools.cache
@@ -45,28 +49,17 @@ def batch_of(seed=0, num_classes=3, size=SIZE):
     }
 
 
-def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, made=None, **phase_options):
+def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, made=None, task=SMOOTH, **phase_options):
     """A train step as the loop makes it, with its initial state and its plan in `epoch`."""
     model, variables = made or model_and_variables()
     phase = default().finetune
     phase.update({"epochs": 2, "learning_rate": 1e-2, "freeze_until": freeze_until} | phase_options)
-    plan = freeze.plan(variables["params"], model.backbone.stages, freeze_until, phase.train_only)
+    plan = freeze.plan(model.backbone.stages, freeze_until, phase.train_only)
     now = freeze.at_epoch(plan, epoch, phase.unfreeze_every_epochs)
     tx = optim.make(phase, optim.make_schedule(phase, 2), plan, now)
-    step = functools.partial(
-        steps.train_step,
-        model=model,
-        tx=tx,
-        plan=now,
-        start=start,
-        seed=0,
-        batch_norm_train=batch_norm_train,
-        smoothing=0.1,
-        class_weights=jnp.ones(3),
-        ema=phase.ema,
-        mixup=phase.mixup,
-        cutmix=phase.cutmix,
-    )
+    mixing = (phase.mixup, phase.cutmix)
+    recipe = steps.Recipe(task, now, start, 0, batch_norm_train, phase.ema, *mixing)
+    step = functools.partial(steps.train_step, model=model, tx=tx, recipe=recipe)
     return step, steps.create_state(variables["params"], variables["batch_stats"], tx, plan, phase.ema), now
 
 
@@ -88,7 +81,7 @@ def test_frozen_leaves_stay_bitwise_and_trainable_ones_move(freeze_until, optimi
     for i in range(3):
         state, _ = jitted(state, batch_of(i))
     unchanged = jax.tree.map(same, before.params, state.params)
-    assert jax.tree.map(lambda label: label == "frozen", plan.labels) == unchanged
+    assert jax.tree.map(lambda label: label == "frozen", plan.labels(before.params)) == unchanged
     stages = model_and_variables()[0].backbone.stages
     for i, stage in enumerate(stages):
         kept = jax.tree.map(same, before.batch_stats["backbone"][stage], state.batch_stats["backbone"][stage])
@@ -105,7 +98,7 @@ def test_statistics_stay_where_trainable_stages_run_in_inference_mode():
 @pytest.mark.parametrize("freeze_until", ["block_1", "all"])
 def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until, train_only):
     _, state, plan = step_of(freeze_until, train_only=train_only)
-    trainable, _ = freeze.split(state.params, plan.labels)
+    trainable, _ = freeze.split(state.params, plan)
     slots = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     wanted = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     assert sum(leaf.size for leaf in slots) == 2 * wanted
@@ -114,17 +107,23 @@ def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until, train_only
 def test_decay_spares_norms_and_biases_and_clipping_sees_trainable_leaves_alone():
     phase = default().finetune
     phase.update(optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.5, epochs=1)
-    params = {"kernel": jnp.full((2, 2), 2.0), "scale": jnp.full(2, 2.0), "frozen": jnp.full(2, 100.0)}
-    plan = freeze.Plan((), 0, {"kernel": "trainable", "scale": "trainable", "frozen": "frozen"})
-    zero = jax.tree.map(jnp.zeros_like, params)
+    plan = freeze.plan(("low", "high"), "low")
+
+    def tree(kernel, scale, frozen):
+        leaves = {"kernel": jnp.full((2, 2), kernel), "scale": jnp.asarray(scale)}
+        backbone = {"low": {"layer": {"kernel": jnp.full((2, 2), frozen)}}, "high": {"layer": leaves}}
+        return {"backbone": backbone, "head": {"kernel": jnp.full((2, 1), kernel)}}
+
+    params = tree(2.0, [2.0, 2.0], 100.0)
     tx = optim.make(phase, optim.make_schedule(phase, 1), plan, plan)
-    updates, _ = tx.update(zero, tx.init(params), params)
-    assert (float(updates["kernel"][0, 0]), float(updates["scale"][0]), float(updates["frozen"][0])) == (-1.0, 0.0, 0.0)
+    updates, _ = tx.update(tree(0.0, [0.0, 0.0], 0.0), tx.init(params), params)
+    assert jax.tree.map(lambda leaf: float(leaf.ravel()[0]), updates) == jax.tree.map(
+        lambda leaf: float(leaf.ravel()[0]), tree(-1.0, [0.0, 0.0], 0.0)
+    )
     phase.update(weight_decay=0.0, clip_norm=1.0)
     tx = optim.make(phase, optim.make_schedule(phase, 1), plan, plan)
-    grads = {"kernel": jnp.zeros((2, 2)), "scale": jnp.asarray([3.0, 4.0]), "frozen": jnp.full(2, 1e6)}
-    updates, _ = tx.update(grads, tx.init(params), params)
-    np.testing.assert_allclose(updates["scale"], [-0.6, -0.8], rtol=1e-6)
+    updates, _ = tx.update(tree(0.0, [3.0, 4.0], 1e6), tx.init(params), params)
+    np.testing.assert_allclose(updates["backbone"]["high"]["layer"]["scale"], [-0.6, -0.8], rtol=1e-6)
 
 
 def flops(function, *arguments):
@@ -203,9 +202,9 @@ def test_an_unknown_stage_is_an_error_that_lists_the_stages():
         ConfigError,
         match=r"'block_99' is no stage; allowed: 'all', None, Conv1, .*block_2, Conv_1",
     ):
-        freeze.plan(variables["params"], model.backbone.stages, "block_99")
+        freeze.plan(model.backbone.stages, "block_99")
     with pytest.raises(ValueError, match="are not"):
-        freeze.plan(variables["params"], model.backbone.stages[:-1], "all")
+        freeze.plan(model.backbone.stages[:-1], "all").labels(variables["params"])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -223,14 +222,14 @@ def test_losses_equal_the_formula():
     logits = np.asarray([[0.3, -1.2, 2.0], [1.0, 0.0, -1.0]], np.float32)
     label = np.asarray([2, 1], np.int32)
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    np.testing.assert_allclose(steps.example_losses(logits, label), -logp[[0, 1], label], rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, label), -logp[[0, 1], label], rtol=1e-6)
     smooth = 0.7 * np.eye(3)[label] + 0.1
-    np.testing.assert_allclose(steps.example_losses(logits, label, 0.3), -(smooth * logp).sum(1), rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, label, 0.3), -(smooth * logp).sum(1), rtol=1e-6)
     one = np.asarray([[0.4], [-0.2]], np.float32)
     p = 1 / (1 + np.exp(-one[:, 0]))
     target = np.asarray([0.85, 0.15])
     np.testing.assert_allclose(
-        steps.example_losses(one, np.asarray([1, 0]), 0.3),
+        cross_entropy(one, np.asarray([1, 0]), 0.3),
         -(target * np.log(p) + (1 - target) * np.log(1 - p)),
         rtol=1e-6,
     )

@@ -12,11 +12,12 @@ from test_weights import save_backbone
 
 from tltrain import evaluate, predict
 from tltrain.cache import features
-from tltrain.data import content, sources
+from tltrain.data import content
 from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import train
 from tltrain.runtime import record, sealed
 from tltrain.runtime.workdir import Workdir
+from tltrain.training.setup import read_data
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_a_record_that_is_not_what_the_run_wrote_is_refused_and_the_run_writes_i
 
 def test_what_a_stopped_run_is_made_of_is_compared_or_known_to_be_damaged(copied, tmp_path):
     config, _ = copied
-    data, path = sources.load(config.data, 0), tmp_path / "run" / "identity.json"
+    data, path = read_data(config), tmp_path / "run" / "identity.json"
     with contextlib.closing(Workdir(path.parent, config)) as work:
         train.begin(work, data, {})
         whole = path.read_bytes()

@@ -1,12 +1,12 @@
 """Mixup and CutMix: the images, the shares of their labels, and the loss are those of the papers."""
 
+import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_freeze import BATCH, batch_of, model_and_variables, step_of
+from test_freeze import BATCH, SMOOTH, batch_of, model_and_variables, step_of
 from test_train import run
 
 from tltrain.experiment import together
@@ -80,12 +80,11 @@ def test_a_row_whose_partner_is_masked_stays_as_it_is():
 
 def test_the_loss_is_that_of_both_labels_by_their_shares_with_smoothing_and_class_weights():
     model, variables = model_and_variables()
-    step, state, _ = step_of("all", mixup=0.8)
     class_weights = np.asarray([1.0, 2.0, 5.0], np.float32)
+    task = dataclasses.replace(SMOOTH, class_weights=tuple(class_weights.tolist()))
+    step, state, _ = step_of("all", task=task, mixup=0.8)
     batch = batch_of()
-    counted = jax.jit(
-        functools.partial(step, model=model.clone(dropout=0.0), class_weights=jnp.asarray(class_weights))
-    )(state, batch)[1][0]
+    counted = jax.jit(functools.partial(step, model=model.clone(dropout=0.0)))(state, batch)[1][0]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 2**31)
     share = np.float32(jax.random.beta(jax.random.split(key, 3)[1], 0.8, 0.8))
     share = np.where(batch["mask"][::-1], share, 1)
@@ -98,7 +97,7 @@ def test_the_loss_is_that_of_both_labels_by_their_shares_with_smoothing_and_clas
     assert float(counted.loss) == pytest.approx(expected, rel=1e-4)
     larger = np.where(share >= 0.5, batch["label"], batch["label"][::-1])[batch["mask"]]
     right = logp.argmax(1)[batch["mask"]] == larger
-    assert (int(counted.correct), int(counted.count)) == (right.sum(), len(right))
+    assert (int(counted.score), int(counted.count)) == (right.sum(), len(right))
 
 
 def test_a_phase_that_mixes_trains_from_images_and_evaluates_from_what_is_stored(tiny, tmp_path, capsys):

@@ -35,7 +35,7 @@ def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_pa
     reference = keras.Model(reference.input, [layer.output for layer in wanted])
     backbone = zoo.BACKBONES[name_of(alpha)]()
     loaded = load(tmp_path / "top.h5", backbone).variables
-    model = Classifier(backbone, 1000, 0.0, backbone.pixels)
+    model = Classifier(backbone, 1000, 0.0)
     variables = {name: {"backbone": tree} for name, tree in loaded.items()}
     variables["params"]["head"] = dict(zip(("kernel", "bias"), wanted[-1].get_weights(), strict=True))
     middle = backbone.stages.index("block_8") + 1
@@ -54,7 +54,7 @@ def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_pa
 
 @pytest.mark.parametrize("cut", graded([7, 14, 19], [14]))
 def test_frozen_prefix_in_chunks_equals_the_plain_forward_pass(cut):
-    model = Classifier(zoo.BACKBONES["mobilenet_v2_0.35"](), 3, 0.0, "tf")
+    model = Classifier(zoo.BACKBONES["mobilenet_v2_0.35"](), 3, 0.0)
     variables = zoo.init(model, 0, None)
     images = np.random.default_rng(0).integers(0, 256, (12, 96, 96, 3)).astype(np.uint8)
     chunked = jax.jit(lambda x: run_frozen(model, variables, x, 0, cut))(images)

@@ -19,7 +19,6 @@ from conftest import TINY
 from tltrain import config as config_lib
 from tltrain.experiment import train
 from tltrain.models import zoo
-from tltrain.runtime.workdir import Clock
 zoo.BACKBONES["tiny"] = TINY
 devices, results = jax.local_devices(), []
 assert len(devices) == 8
@@ -28,7 +27,7 @@ for count, parallel in ((1, "jit"), (8, "jit"), (8, "pmap")):
     jax.local_devices = lambda: devices[:count]
     config = config_lib.default()
     config.update_from_flattened_dict(flat | {"parallel": parallel})
-    results.append(train.run(config, Path(sys.argv[2]) / f"{parallel}{count}", Clock())["phases"])
+    results.append(train.run(config, Path(sys.argv[2]) / f"{parallel}{count}")["phases"])
 print(json.dumps(results))
 """
 

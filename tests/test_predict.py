@@ -11,9 +11,10 @@ from conftest import write_images
 from test_train import run
 
 from tltrain import evaluate, predict
-from tltrain.data import sources
 from tltrain.errors import TerminatedError
 from tltrain.experiment import evaluation, finished
+from tltrain.runtime.process import Process
+from tltrain.training.setup import read_data
 
 
 @pytest.fixture
@@ -55,13 +56,13 @@ def test_logits_of_predict_are_bitwise_those_of_the_evaluation(tiny, tmp_path, i
     seen = {}
     of_logits = evaluation.of_logits
 
-    def keep(total, logits, counted, labels):
+    def keep(task, total, logits, *others):
         seen["last"] = logits
-        return of_logits(total, logits, counted, labels)
+        return of_logits(task, total, logits, *others)
 
     monkeypatch.setattr(evaluation, "of_logits", keep)
     run(tiny, tmp_path / "run")
-    expected, val = seen["last"], sources.load(tiny.data, tiny.seed).splits["val"]
+    expected, val = seen["last"], read_data(tiny).splits["val"]
     order = np.random.default_rng(0).permutation(val.num_examples)
     files = [images / val.ids[i] for i in order]
     code, _ = call(predict, "--workdir", tmp_path / "run", *files)
@@ -93,9 +94,9 @@ def test_predicted_classes_are_those_of_the_folders(done, images, tmp_path):
 
 def test_features_and_the_head_give_the_logits(done, images):
     found = finished.load(done)
-    split = sources.load_split(found.config.data, "train", found.class_names)
+    split = found.split("train")
     features = np.zeros((split.num_examples, 1280), np.float32)
-    result = finished.evaluate(found, split, lambda: False, features)
+    result = finished.evaluate(found, split, Process(), features)
     head = found.variables["params"]["head"]
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], result.logits, rtol=1e-4, atol=1e-5)
 
@@ -117,7 +118,7 @@ def test_evaluate_says_what_the_run_said_and_maps_classes_by_name(done, tmp_path
 MISTAKES = {
     "no workdir": (predict, ["--workdir", "{tmp}/none", "{images}"], 6, "is no workdir"),
     "no file": (predict, ["--workdir", "{run}", "{tmp}/none.jpg"], 4, "no file or folder at"),
-    "no images": (predict, ["--workdir", "{run}", "{run}"], 4, "no image below"),
+    "no images": (predict, ["--workdir", "{run}", "{run}"], 4, "no images below"),
     "no reader": (predict, ["--workdir", "{run}", "{run}/config.json"], 4, "none of 1 images can be read"),
     "suffix": (predict, ["--workdir", "{run}", "{images}", "--output", "{tmp}/a.txt"], 2, "ends in .csv or .jsonl"),
     "folder": (predict, ["--workdir", "{run}", "{images}", "--output", "{tmp}/no/a.csv"], 2, "no folder for"),
@@ -139,6 +140,6 @@ def test_a_mistake_is_one_line_with_its_exit_code(done, images, tmp_path, subtes
 
 def test_a_stopped_evaluation_writes_nothing(done):
     found = finished.load(done)
-    split = sources.load_split(found.config.data, found.config.data.splits[1], found.class_names)
+    split = found.split(found.config.data.splits[1])
     with pytest.raises(TerminatedError, match="nothing was written"):
-        finished.evaluate(found, split, lambda: True)
+        finished.evaluate(found, split, Process(stop=lambda: True))

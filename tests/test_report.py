@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BROWSER, TINY, tiny_config, write_images
+from conftest import BROWSER, IMAGES, TINY, tiny_config, write_images
 from test_train import run
 
 from tltrain import report
+from tltrain.config import default
 from tltrain.data import sources
 from tltrain.data.split import Data, Split
 from tltrain.errors import WorkdirError
@@ -26,6 +27,9 @@ from tltrain.pages import compare, run_page, thumbnails
 from tltrain.pages.predictions import read_predictions
 from tltrain.runtime import record
 from tltrain.training import metrics, scores
+from tltrain.training.setup import Setup
+from tltrain.training.tasks import choose
+from tltrain.training.tasks.classification import Classification
 
 CLASSES = ("<b>&\"x'", "dark", "name_of_a_class_that_is_long_and_has_no_place_to_break_it")
 SECTIONS = ("curves", "metrics", "val", "test", "trainable", "throughput", "config", "environment")
@@ -103,7 +107,7 @@ def test_a_run_ends_with_a_page_that_has_every_section_and_figure(runs):
     assert len(page.of("svg")) == 4, "loss, accuracy, and the reliability of val and test"
     content = json.loads((runs / "a" / "report.json").read_text())
     for split, found in (("val", content["chosen"]["val"]), ("test", content["test"])):
-        made = scores.with_intervals(read_predictions(runs / "a")[split])
+        made = scores.with_intervals(read_predictions(runs / "a", "classification")[split])
         assert f"{100 * found['accuracy']:.2f} %" in page.text
         assert f"{100 * made['ece'].low:.2f} % to {100 * made['ece'].high:.2f} %" in page.text
         assert str(sum(map(sum, found["confusion"]))) in page.text
@@ -120,7 +124,7 @@ def test_names_of_classes_and_files_are_text_and_never_tags(runs):
 
 def test_mistakes_are_shown_as_pictures_with_name_classes_and_probability(runs):
     page = Elements(runs / "a" / "report.html")
-    found = read_predictions(runs / "a")
+    found = read_predictions(runs / "a", "classification")
     wrong = [(split, i) for split, of in found.items() for i in scores.mistakes(of, 24)]
     pictures = page.of("img")
     assert len(pictures) == len(wrong) > 0
@@ -136,7 +140,7 @@ def test_of_many_classes_the_confusions_are_listed_and_the_hardest_class_comes_f
     text = (runs / "many" / "report.html").read_text()
     assert "the most frequent" in text and "Rows are the true classes" not in text
     pattern = r'aria-label="Scores by class of val".*?<tbody>\s*<tr><th scope="row">(.*?)</th>'
-    found = read_predictions(runs / "many")["val"]
+    found = read_predictions(runs / "many", "classification")["val"]
     made = scores.by_class(found.labels, found.predicted, 25)[:3]
     hardest = CLASSES[min(range(3), key=lambda i: made[i].f1)]
     assert html.unescape(re.search(pattern, text, re.DOTALL)[1]) == hardest
@@ -149,25 +153,27 @@ def test_the_page_of_ten_thousand_classes_shows_those_that_matter(runs, tmp_path
     page = Elements(many / "report.html")
     assert "9,900 other classes are not shown" in page.text
     assert (many / "report.html").stat().st_size < (few / "report.html").stat().st_size + 100_000
-    for split, found in read_predictions(few).items():
-        np.testing.assert_array_equal(read_predictions(many)[split].predicted, found.predicted)
-        np.testing.assert_array_equal(read_predictions(many)[split].confidence, found.confidence)
+    for split, found in read_predictions(few, "classification").items():
+        np.testing.assert_array_equal(read_predictions(many, "classification")[split].predicted, found.predicted)
+        np.testing.assert_array_equal(read_predictions(many, "classification")[split].confidence, found.confidence)
 
 
 def test_the_record_of_ten_thousand_classes_is_small_and_exact():
     rng = np.random.default_rng(0)
     names = tuple(f"a class with a name of its own, {i:05}" for i in range(10_000))
     labels = rng.integers(0, 10_000, 3_000).astype(np.int32)
-    split = Split("all", tuple(map(str, range(3_000))), labels, no_data, "")
+    split = Split("all", tuple(map(str, range(3_000))), labels, no_data, IMAGES, "")
     logits = rng.normal(size=(3_000, 10_000)).astype(np.float32)
     logits[np.arange(0, 3_000, 2), labels[::2]] = 9
     found = {"val": evaluation.Evaluation({"accuracy": 0.5}, logits, np.arange(3_000) != 7)}
     data = Data({"train": split, "val": split}, names)
-    measured = evaluation.in_detail(data, found)
+    task = choose.of(default(), data)
+    measured = evaluation.in_detail(task, data.splits, found)
     entry = {"epoch": 1, "step": 1, "train": {"loss": 0.1}, "val": {"accuracy": 0.5}}
-    made = report_of.of_run(data, {"probe": {"best": entry}}, "probe", {}, measured, {}, None, {})
+    setup = Setup(default(), data, task, None, None)
+    made = report_of.of_run(setup, {"probe": {"best": entry}}, "probe", {}, measured, {}, None, {})
     assert len(json.dumps(made, indent=2)) < 5_000_000
-    lines = list(evaluation.predictions(data, found))
+    lines = list(evaluation.predictions(task, data.splits, found))
     assert len(lines) == 2_999 and max(len(json.dumps(line)) for line in lines) < 500
     for line in lines[:50]:
         exact = metrics.probabilities(logits[[int(line["id"])]])[0]
@@ -195,6 +201,7 @@ def test_the_page_is_written_again_from_the_record_alone_and_is_the_same(runs, t
 
 def test_a_picture_that_is_gone_is_named_with_words(runs, tmp_path, monkeypatch):
     copy = shutil.copytree(runs / "a", tmp_path / "a")
+    monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
     config = json.loads((copy / "config.json").read_text())
     config["data"]["source"] = f"folder:{tmp_path / 'nowhere'}"
@@ -202,19 +209,19 @@ def test_a_picture_that_is_gone_is_named_with_words(runs, tmp_path, monkeypatch)
     seal(copy)
     assert main(copy) == 0
     page = Elements(copy / "report.html")
-    found = read_predictions(copy)["val"]
-    assert not page.of("img") and "The image is gone" in page.text
+    found = read_predictions(copy, "classification")["val"]
+    assert not page.of("img") and "It is gone" in page.text
     assert found.ids[scores.mistakes(found, 1)[0]] in page.text
 
 
 def test_pictures_are_kept_with_those_a_next_run_may_want(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
     images = shutil.copytree(runs / "images", tmp_path / "images")
-    split = sources.load(tiny_config(images, tmp_path).data, 0).splits["val"]
+    split = sources.load(tiny_config(images, tmp_path).data, IMAGES, 0).splits["val"]
     first, second, third, lost, *_ = split.ids
     (images / lost).unlink()
     found = thumbnails.of(split.fingerprint, [first, lost], [second], lambda: split)
-    assert found[first].startswith("data:image/jpeg") and found[lost] is None
+    assert found[first].startswith(b"\xff\xd8") and found[lost] is None
     assert thumbnails.of(split.fingerprint, [second], [], no_data)[second]
     with pytest.raises(AssertionError):
         thumbnails.of(split.fingerprint, [third], [], no_data)
@@ -231,7 +238,7 @@ def test_an_error_in_the_page_comes_after_the_record_and_says_so(runs, tmp_path)
 def test_runs_side_by_side_are_paired_by_example(runs, capsys):
     assert main(runs / "a", runs / "b") == 0
     page, shown = Elements(runs / "runs.html"), capsys.readouterr().out
-    a, b = (read_predictions(runs / name)["test"] for name in "ab")
+    a, b = (read_predictions(runs / name, "classification")["test"] for name in "ab")
     difference = 100 * (b.correct.mean() - a.correct.mean())
     assert f"{difference:+.2f}" in page.text and f"{difference:+.2f}" in shown
     assert [link["href"] for link in page.of("a")] == ["a/report.html", "b/report.html"]
@@ -249,11 +256,11 @@ def test_a_paired_difference_is_over_shared_examples_and_narrower_than_an_unpair
         return scores.Predictions(ids, (~correct).astype(int), np.tile([0.9, 0.1], (len(ids), 1)), np.zeros(len(ids)))
 
     base = predictions(ids, first)
-    found, shared = compare.paired_difference(predictions(ids[::-1][:300], second[::-1][:300]), base)
+    found, shared = compare.paired_difference(predictions(ids[::-1][:300], second[::-1][:300]), base, Classification)
     assert shared == 300 and found.value == pytest.approx(second[100:].mean() - first[100:].mean())
     alone = scores.with_intervals(base)["accuracy"]
     assert found.high - found.low < (alone.high - alone.low) / 1.5
-    assert compare.paired_difference(predictions(("x",), first[:1]), base) == (None, 0)
+    assert compare.paired_difference(predictions(("x",), first[:1]), base, Classification) == (None, 0)
 
 
 @pytest.mark.parametrize(

@@ -102,4 +102,4 @@ def test_predictions_that_cannot_be_read_are_one_clear_error(tmp_path, case):
     if DAMAGED[case] is not None:
         (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n" + DAMAGED[case])
     with pytest.raises(WorkdirError, match=r"cannot read the predictions; .*predictions\.jsonl"):
-        read_predictions(tmp_path)
+        read_predictions(tmp_path, "classification")

@@ -2,22 +2,23 @@
 
 import contextlib
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_freeze import batch_of, no_loops, step_of
+from test_freeze import SMOOTH, batch_of, model_and_variables, no_loops, step_of
 from test_train import assert_same_run, run
 
 from tltrain.config import default
-from tltrain.data import sources
-from tltrain.data.preprocess import load_image
+from tltrain.data.kinds.image_decoding import load_image
 from tltrain.errors import ConfigError, TerminatedError
 from tltrain.experiment import finished, loop
 from tltrain.models import freeze, zoo
 from tltrain.runtime.checkpoint import Checkpoints
 from tltrain.training import optim, steps
+from tltrain.training.setup import read_data
 
 __all__ = ["no_loops"]  # a fixture
 
@@ -27,7 +28,7 @@ KINDS = {"bias": {"bias"}, "batch_norm": {"scale", "bias"}}
 @pytest.mark.parametrize("train_only", KINDS)
 def test_one_kind_of_leaf_trains_alone_and_the_head_whole(train_only):
     _, state, plan = step_of("expanded_conv", train_only=train_only)
-    trainable, _ = freeze.split(state.params, plan.labels)
+    trainable, _ = freeze.split(state.params, plan)
     names = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(trainable)}
     assert {name for name in names if name.startswith("head")} == {"head.kernel", "head.bias"}
     layers = {("block_1", f"{part}_BN") for part in ("expand", "depthwise", "project")}
@@ -90,7 +91,7 @@ def test_l2_sp_pulls_the_backbone_to_where_the_phase_began_and_leaves_the_head_t
     decay = 0.0 if optimizer == "adam" else 0.1
     phase.update(epochs=1, optimizer=optimizer, momentum=0.0, learning_rate=0.5, l2_sp=0.2, weight_decay=decay)
     start = {"backbone": {"s": {"l": {"kernel": jnp.ones((2, 2))}}}, "head": {"kernel": jnp.full((2, 1), 3.0)}}
-    plan = freeze.plan(start, ["s"], None)
+    plan = freeze.plan(["s"], None)
     tx = optim.make(phase, optim.make_schedule(phase, 1), plan, plan)
     away = jax.tree.map(lambda p: p + 4, start)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, start), tx.init(start), away)
@@ -107,7 +108,7 @@ def test_l2_sp_keeps_the_backbone_near_its_start_over_a_whole_run(tiny, tmp_path
         tiny.finetune.l2_sp = l2_sp
         run(tiny, tmp_path / f"{l2_sp}")
         end = leaves_of(tmp_path / f"{l2_sp}")
-        start = zoo.init(zoo.create(tiny, 2), tiny.seed, None)["params"]["backbone"]["Conv_1"]["Conv_1"]["kernel"]
+        start = zoo.init(zoo.create(tiny, 1), tiny.seed, None)["params"]["backbone"]["Conv_1"]["Conv_1"]["kernel"]
         distance[l2_sp] = np.linalg.norm(end["params.backbone.Conv_1.Conv_1.kernel"] - start)
     assert 0 < distance[3.0] < 0.5 * distance[0.0]
 
@@ -124,12 +125,14 @@ CUTS = {
 def test_gradual_unfreezing_goes_from_the_head_down_to_freeze_until(case):
     every, freeze_until, cuts = CUTS[case]
     plans = [step_of(freeze_until, epoch=e, unfreeze_every_epochs=every)[2] for e in range(len(cuts))]
+    params = model_and_variables()[1]["params"]
     assert [plan.cut for plan in plans] == cuts
     for plan in plans:
-        of_stages = {name: set(jax.tree.leaves(tree)) for name, tree in plan.labels["backbone"].items()}
+        labels = plan.labels(params)
+        of_stages = {name: set(jax.tree.leaves(tree)) for name, tree in labels["backbone"].items()}
         wanted = {name: {"frozen" if i < plan.cut else "trainable"} for i, name in enumerate(plan.stages)}
         assert of_stages == wanted
-        assert set(jax.tree.leaves(plan.labels["head"])) == {"trainable"}
+        assert set(jax.tree.leaves(labels["head"])) == {"trainable"}
 
 
 @pytest.mark.bits
@@ -192,7 +195,7 @@ def test_the_averaged_model_is_evaluated_ranked_handed_on_and_read_back(tiny, tm
     loaded = finished.load(tmp_path / "run")
     chosen = {"probe": probe, "finetune": finetune}[loaded.phase]
     np.testing.assert_array_equal(loaded.variables["params"]["head"]["kernel"], chosen["average.head.kernel"])
-    val = sources.load(tiny.data, tiny.seed).splits["val"]
+    val = read_data(tiny).splits["val"]
     pixels = np.stack([load_image(val.read(i), (32, 32), "stretch") for i in range(val.num_examples)])
     predicted = np.asarray(jax.jit(loaded.model.apply)(loaded.variables, pixels))[:, 0] > 0
     confusion = [[int(((val.labels == a) & (predicted == b)).sum()) for b in (0, 1)] for a in (0, 1)]
@@ -240,7 +243,7 @@ def test_patience_counts_by_the_score_that_ranks_checkpoints(case, best):
     other = {"accuracy": "loss", "loss": "accuracy"}[best]
     sign = 1 if best == "accuracy" else -1
     history = [{"val": {best: sign * score, other: 0.0}} for score in scores]
-    assert loop.is_over(config, "probe", history) == ended
+    assert loop.is_over(SimpleNamespace(config=config, task=SMOOTH), "probe", history) == ended
 
 
 def test_finetune_starts_from_the_best_head_of_the_probe_and_the_pretrained_backbone(tiny, tmp_path):
@@ -253,7 +256,7 @@ def test_finetune_starts_from_the_best_head_of_the_probe_and_the_pretrained_back
     tuned = leaves_of(tmp_path / "run")
     np.testing.assert_allclose(tuned["params.head.kernel"], best["params.head.kernel"], rtol=0, atol=1e-20)
     assert not np.array_equal(best["params.head.kernel"], last["params.head.kernel"])
-    pretrained = zoo.init(zoo.create(tiny, 2), tiny.seed, None)["params"]["backbone"]
+    pretrained = zoo.init(zoo.create(tiny, 1), tiny.seed, None)["params"]["backbone"]
     for path, leaf in jax.tree.leaves_with_path(pretrained):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         np.testing.assert_allclose(tuned[f"params.backbone.{name}"], leaf, rtol=0, atol=1e-20)

@@ -14,12 +14,9 @@ from test_train import without_times
 
 from tltrain.errors import ConfigError, TerminatedError
 from tltrain.experiment import sweeping, table
+from tltrain.runtime.process import Process
 
 ARMS = [{}, {"finetune.freeze_until": "all"}]
-
-
-def never():
-    return False
 
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -40,7 +37,7 @@ def reports(folder):
 @pytest.mark.bits
 def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
     runs = sweeping.members(tiny, ARMS, 2, tmp_path / "sweep")
-    assert sweeping.run(runs, tmp_path / "sweep", never) == 0
+    assert sweeping.run(runs, tmp_path / "sweep", Process()) == 0
     assert len(reports(tmp_path / "sweep")) == 4
     tiny.update(seed=1)
     tiny.finetune.freeze_until = "all"
@@ -53,7 +50,7 @@ def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
 def test_an_arm_that_fails_is_shown_and_the_others_go_on(tiny, tmp_path, capsys):
     tiny.finetune.update(optimizer="sgd", freeze_until=None)
     runs = sweeping.members(tiny, [{"finetune.learning_rate": 1e30}, {"finetune.learning_rate": 1e-3}], 1, tmp_path)
-    assert sweeping.run(runs, tmp_path, never) == 3
+    assert sweeping.run(runs, tmp_path, Process()) == 3
     assert list(reports(tmp_path)) == ["learning_rate=0.001/seed_0/report.json"]
     shown = capsys.readouterr()
     assert "learning_rate=1e+30, seed 0 failed: finetune: " in shown.err
@@ -63,10 +60,10 @@ def test_an_arm_that_fails_is_shown_and_the_others_go_on(tiny, tmp_path, capsys)
 def test_a_stopped_sweep_goes_on_and_finished_runs_are_not_done_again(tiny, tmp_path):
     runs = sweeping.members(tiny, ARMS, 1, tmp_path)
     with pytest.raises(TerminatedError):
-        sweeping.run(runs, tmp_path, lambda: bool(reports(tmp_path)))
+        sweeping.run(runs, tmp_path, Process(stop=lambda: bool(reports(tmp_path))))
     (first, finished_at), *others = reports(tmp_path).items()
     assert not others
-    assert sweeping.run(sweeping.members(tiny, ARMS, 1, tmp_path), tmp_path, never) == 0
+    assert sweeping.run(sweeping.members(tiny, ARMS, 1, tmp_path), tmp_path, Process()) == 0
     assert reports(tmp_path)[first] == finished_at and len(reports(tmp_path)) == 2
 
 
@@ -87,18 +84,19 @@ def test_a_wrong_arm_fails_before_the_first_run(tiny, tmp_path, arms, message):
 
 
 def test_another_config_is_refused_before_the_first_run(tiny, tmp_path):
-    sweeping.run(sweeping.members(tiny, [{}], 1, tmp_path), tmp_path, never)
+    sweeping.run(sweeping.members(tiny, [{}], 1, tmp_path), tmp_path, Process())
     tiny.probe.learning_rate = 0.5
     with pytest.raises(ConfigError, match=r"probe.learning_rate: 0.001 -> 0.5"):
         sweeping.members(tiny, [{}], 1, tmp_path)
 
 
-def report_of(accuracy, images_per_second=None):
+def report_of(accuracy, examples_per_second=None):
     phase = {"trainable_parameters": 1281, "frozen_parameters": 2_223_872}
     chosen = {"phase": "probe", "val": {"accuracy": accuracy}}
-    features = {"images_per_second": images_per_second}
+    features = {"examples_per_second": examples_per_second}
     seconds = {"train": 2.0, "eval": 1.0}
-    return {"chosen": chosen, "phases": {"probe": phase}, "features": features, "seconds": seconds}
+    found = {"chosen": chosen, "phases": {"probe": phase}, "features": features, "seconds": seconds}
+    return found | {"task": {"name": "classification", "metric": "accuracy"}}
 
 
 def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
@@ -120,20 +118,16 @@ def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
         "all computed": ((200.0, 100.5), 150.25, "150.2"),
         "one read the store": ((200.0, None), 200.0, "200.0"),
         "all read it": ((None, None), float("nan"), ""),
-        "of an older version": ((), float("nan"), ""),
     }.values(),
 )
 def test_speed_is_of_the_runs_that_computed_features_and_parameters_are_all(tmp_path, speeds, mean, shown):
     runs = {seed: report_of(0.5, speed) for seed, speed in enumerate(speeds)}
-    if not speeds:
-        runs = {0: report_of(0.5)}
-        del runs[0]["features"]
     [row] = table.rows({"base": runs})
-    assert row.images_per_second == pytest.approx(mean, nan_ok=True) and row.parameters == 2_225_153
-    assert dict(zip(table.HEADER, table.cells(row), strict=True))["img/s"] == shown
+    assert row.examples_per_second == pytest.approx(mean, nan_ok=True) and row.parameters == 2_225_153
+    assert dict(zip(table.header("accuracy"), table.cells(row), strict=True))["examples/s"] == shown
     table.write([row], tmp_path)
     [line] = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
-    assert line["images_per_second"] == ("" if np.isnan(mean) else str(mean)) and line["parameters"] == "2225153"
+    assert line["examples_per_second"] == ("" if np.isnan(mean) else str(mean)) and line["parameters"] == "2225153"
     assert f"| {shown} | 3.0 | 2,225,153 | 1,281 |" in (tmp_path / "table.md").read_text()
     assert rf"& {shown} & 3.0 & 2,225,153 & 1,281 \\" in (tmp_path / "table.tex").read_text()
 

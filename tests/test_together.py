@@ -13,6 +13,7 @@ from tltrain.errors import TerminatedError
 from tltrain.experiment import sweeping, train
 from tltrain.pages import run_page
 from tltrain.runtime.checkpoint import Checkpoints
+from tltrain.runtime.process import Process
 
 RATES_AND_DECAYS = [
     {"probe.learning_rate": rate, "probe.weight_decay": decay} for rate in (1e-2, 1e-3) for decay in (0.0, 3.0)
@@ -32,10 +33,6 @@ def probes(tiny):
 @pytest.fixture
 def no_run_alone(monkeypatch):
     monkeypatch.setattr(train, "run", None)
-
-
-def never():
-    return False
 
 
 def report_of(path):
@@ -67,7 +64,7 @@ def assert_close(a, b, path=""):
 def test_a_probe_trained_together_is_the_probe_trained_alone(probes, tmp_path, parallel):
     probes.parallel = parallel
     runs = sweeping.members(probes, RATES_AND_DECAYS, 2, tmp_path / "sweep")
-    assert sweeping.run(runs, tmp_path / "sweep", never) == 0
+    assert sweeping.run(runs, tmp_path / "sweep", Process()) == 0
     for member in (runs[3], runs[4]):
         alone = tmp_path / member.path.name
         run_alone(member.config, alone)
@@ -92,7 +89,7 @@ def test_a_page_that_fails_leaves_its_record_and_the_pages_of_the_others(probes,
     render = run_page.render
     monkeypatch.setattr(run_page, "render", fails_once)
     arms = [{"probe.learning_rate": rate} for rate in (1e-3, 1e-2)]
-    assert sweeping.run(sweeping.members(probes, arms, 1, tmp_path), tmp_path, never) == 6
+    assert sweeping.run(sweeping.members(probes, arms, 1, tmp_path), tmp_path, Process()) == 6
     assert len(list(tmp_path.rglob("report.json"))) == 2
     assert [path.parts[-3] for path in tmp_path.rglob("report.html")] == ["learning_rate=0.01"]
     assert "the run is finished, its page is not; OSError: no space; " in capsys.readouterr().err
@@ -103,7 +100,7 @@ def test_a_patient_probe_stops_where_it_stops_alone(probes, tmp_path):
     probes.checkpoint.best = "loss"
     arms = [{"probe.learning_rate": rate} for rate in (1e-30, 1e-2)]
     runs = sweeping.members(probes, arms, 1, tmp_path / "sweep")
-    assert sweeping.run(runs, tmp_path / "sweep", never) == 0
+    assert sweeping.run(runs, tmp_path / "sweep", Process()) == 0
     for member in runs:
         run_alone(member.config, tmp_path / member.arm)
         assert_close(report_of(member.path), report_of(tmp_path / member.arm))
@@ -113,14 +110,14 @@ def test_a_patient_probe_stops_where_it_stops_alone(probes, tmp_path):
 
 def test_numbers_and_seeds_make_a_difference_and_one_program_trains_them_all(probes, tmp_path, no_run_alone):
     runs = sweeping.members(probes, RATES_AND_DECAYS, 2, tmp_path)
-    assert sweeping.run(runs, tmp_path, never) == 0
+    assert sweeping.run(runs, tmp_path, Process()) == 0
     losses = [report_of(member.path)["phases"]["probe"]["last"]["train"]["loss"] for member in runs]
     assert len(set(losses)) == len(runs)
 
 
 def test_random_weights_differ_by_seed(probes, tmp_path):
     runs = sweeping.members(probes, RATES_AND_DECAYS[:1], 2, tmp_path)
-    assert sweeping.run(runs, tmp_path, never) == 0
+    assert sweeping.run(runs, tmp_path, Process()) == 0
     a, b = (best_of(member.path)["params.backbone.Conv1.Conv1.kernel"] for member in runs)
     assert not np.array_equal(a, b)
 
@@ -128,7 +125,7 @@ def test_random_weights_differ_by_seed(probes, tmp_path):
 def test_a_probe_that_diverges_fails_alone(probes, tmp_path, no_run_alone, capsys):
     probes.probe.update(optimizer="sgd", warmup_epochs=0, clip_norm=0)
     arms = [{"probe.learning_rate": rate} for rate in (1e-3, 1e38, 1e-2)]
-    assert sweeping.run(sweeping.members(probes, arms, 1, tmp_path), tmp_path, never) == 3
+    assert sweeping.run(sweeping.members(probes, arms, 1, tmp_path), tmp_path, Process()) == 3
     assert sorted(path.parts[-3] for path in tmp_path.rglob("report.json")) == [
         "learning_rate=0.001",
         "learning_rate=0.01",
@@ -140,10 +137,10 @@ def test_a_stopped_group_begins_again_and_what_is_finished_stays(probes, tmp_pat
     runs = sweeping.members(probes, RATES_AND_DECAYS, 1, tmp_path)
     calls = []
     with pytest.raises(TerminatedError):
-        sweeping.run(runs, tmp_path, lambda: len(calls) > 20 or calls.append(None))
+        sweeping.run(runs, tmp_path, Process(stop=lambda: len(calls) > 20 or calls.append(None)))
     assert not list(tmp_path.rglob("report.json"))
-    assert sweeping.run(runs, tmp_path, never) == 0
+    assert sweeping.run(runs, tmp_path, Process()) == 0
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("report.json")}
     assert len(written) == len(runs)
-    assert sweeping.run(runs, tmp_path, never) == 0
+    assert sweeping.run(runs, tmp_path, Process()) == 0
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -11,19 +11,21 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from tltrain.data import pipeline, sources
+from tltrain.data import pipeline
 from tltrain.errors import ConfigError, DataError, DivergedError, TerminatedError, WorkdirError
 from tltrain.experiment import report, train
 from tltrain.models import zoo
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
-from tltrain.runtime.workdir import Clock, Workdir
+from tltrain.runtime.process import Process
+from tltrain.runtime.workdir import Workdir
+from tltrain.training.setup import read_data
 
-TIMES = ("seconds", "share_waiting_for_input", "images_per_second")
+TIMES = ("seconds", "share_waiting_for_input", "examples_per_second")
 TIMES += ("files", "sha256")  # digests of what tells the time too
 
 
 def run(config, path, **options):
-    return train.run(config.copy_and_resolve_references(), path, Clock(), **options)
+    return train.run(config.copy_and_resolve_references(), path, Process(**options))
 
 
 def without_times(value):
@@ -68,13 +70,13 @@ def test_a_run_leaves_a_whole_record(tiny, tmp_path):
         entry = result["phases"][phase]
         assert len(entry["history"]) == entry["epochs"] == epochs
         assert {"loss", "accuracy", "auc"} <= set(entry["best"]["val"])
-        assert entry["images_per_second"] > 0
+        assert entry["examples_per_second"] > 0
     assert result["phases"]["probe"]["trainable_parameters"] == 1281
     for split, found in (("val", result["chosen"]["val"]), ("test", result["test"])):
         assert np.asarray(found["confusion"]).sum() == result["num_examples"][split]
     assert result["class_counts"]["train"] == {"dark": 11, "light": 18}
     assert {"data", "features", "compile", "train", "eval"} <= set(result["seconds"])
-    assert result["features"]["images_per_second"] > 0
+    assert result["features"]["examples_per_second"] > 0
 
 
 def test_the_report_says_that_a_phase_waited_for_its_input(tiny, tmp_path, monkeypatch):
@@ -263,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_such_state_is_saved(tiny
 def test_corrupt_images_are_reported_and_too_many_stop_the_run(tiny, images, tmp_path, capsys):
     root = shutil.copytree(images, tmp_path / "copy")
     tiny.data.update(source=f"folder:{root}", max_corrupt=0.1)
-    broken = sources.load(tiny.data, tiny.seed).splits["train"].ids[0]
+    broken = read_data(tiny).splits["train"].ids[0]
     (root / broken).write_bytes(b"broken")
     result = run(tiny, tmp_path / "run")
     assert result["num_corrupt"] == {"train": 1, "val": 0}
@@ -321,8 +323,8 @@ def test_the_deterministic_evaluation_equals_a_plain_loop(tiny, tmp_path):
     """Accuracy and confusion of the report, recomputed image by image from the checkpoint."""
     tiny.finetune.epochs = 0
     result = run(tiny, tmp_path / "run")
-    data = sources.load(tiny.data, tiny.seed)
-    model = zoo.create(tiny, 2)
+    data = read_data(tiny)
+    model = zoo.create(tiny, 1)
     with contextlib.closing(Checkpoints(tmp_path / "run" / "checkpoints" / "probe", 2, ())) as checkpoints:
         leaves, _ = checkpoints.restore(checkpoints.best())
     variables = with_leaves({name: zoo.shapes(model)[name] for name in ("params", "batch_stats")}, leaves)

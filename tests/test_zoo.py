@@ -43,8 +43,9 @@ from tltrain.models import (
     xception,
     zoo,
 )
-from tltrain.models.backbone import scale_pixels
-from tltrain.models.classifier import Classifier, frozen_constants, pool, run_frozen
+from tltrain.models.classifier import Classifier, frozen_constants, run_frozen
+from tltrain.models.image_backbone import scale_pixels
+from tltrain.runtime.process import Process
 
 jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 
@@ -95,7 +96,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", graded(zoo.BACKBONES, [*FIRST, "vgg19", "mobilenet_v2_0.35", "mobilenet_v2_1.4"]))
 def test_parameter_counts_and_names_shapes_and_order_of_layers_are_those_of_keras(name):
     backbone = zoo.BACKBONES[name]()
-    shapes = zoo.shapes(Classifier(backbone, 1000, 0.0, backbone.pixels))
+    shapes = zoo.shapes(Classifier(backbone, 1000, 0.0))
     head = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]["head"]))
     shapes = {kind: tree["backbone"] for kind, tree in shapes.items()}
     without = sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -140,7 +141,7 @@ def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
     reference = keras.Model(reference.input, [middle.output, pooled, dense(pooled)])
     head = {"kernel": draw("Dense", 0, 0, "kernel", dense.kernel.shape), "bias": draw("Dense", 0, 1, "bias", (1000,))}
     dense.set_weights(list(head.values()))
-    model = Classifier(backbone, 1000, 0.0, backbone.pixels)
+    model = Classifier(backbone, 1000, 0.0)
     variables = {kind: {"backbone": tree} for kind, tree in variables_of(backbone).items()}
     variables["params"]["head"] = head
     cut, last = backbone.stages.index(stage) + 1, len(backbone.stages)
@@ -152,7 +153,7 @@ def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
             features = run_frozen(model, variables, block, cut, last)
         else:  # as trainable stages are
             block = model.apply(variables, images, 0, cut, method="run")
-            features = pool(model.apply(variables, block, cut, last, method="run"))
+            features = model.backbone.pool(model.apply(variables, block, cut, last, method="run"))
         return block, features, model.apply(variables, features, last)
 
     images = photos(size)
@@ -167,7 +168,7 @@ def deviation(name, variables=None, images=None, pixels=None):
     variables = variables_of(backbone) if variables is None else variables
     images = make["images"](backbone.min_size) if images is None else images
     scaled = scale_pixels(images, pixels or backbone.pixels, jnp.float32)
-    features = jit(lambda variables, x: pool(backbone.apply(variables, x)))(variables, scaled)
+    features = jit(lambda variables, x: backbone.pool(backbone.apply(variables, x)))(variables, scaled)
     wanted = golden(name)["features"]
     return np.abs(np.asarray(features)[0, :: make["EVERY"]] - wanted).max() / np.abs(wanted).max()
 
@@ -273,7 +274,7 @@ TINY = {
 @functools.cache
 def tiny(family):
     backbone = TINY[family]()
-    model = Classifier(backbone, 3, 0.2, backbone.pixels)
+    model = Classifier(backbone, 3, 0.2)
     return model, zoo.init(model, 0, None)
 
 
@@ -285,7 +286,7 @@ def test_stages_run_in_part_as_they_run_in_one(family):
     assert set(variables["params"]["backbone"]) == set(stages)
     whole = jit(lambda v, x: run_frozen(model, v, x, 0, last))(variables, images)
     part = jit(lambda v, x: model.apply(v, x, 0, middle, method="run"))(variables, images)
-    rest = jit(lambda v, x: pool(model.apply(v, x, middle, last, method="run")))(variables, part)
+    rest = jit(lambda v, x: model.backbone.pool(model.apply(v, x, middle, last, method="run")))(variables, part)
     assert_close(rest, whole)
     rounded = model.clone(backbone=model.backbone.clone(dtype=jnp.dtype("bfloat16")))
     for stop in (middle, last):
@@ -317,7 +318,7 @@ def test_frozen_stages_stay_bitwise_and_the_others_move(family, freeze_until):
             assert all(kept) if i < plan.cut else not any(kept) or (kind == "params" and not all(kept)), (stage, kind)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 2 * sum(
         leaf.size
-        for leaf, label in zip(jax.tree.leaves(state.params), jax.tree.leaves(plan.labels), strict=True)
+        for leaf, label in zip(jax.tree.leaves(state.params), jax.tree.leaves(plan.labels(state.params)), strict=True)
         if label == "trainable"
     )
     if 0 < plan.cut < len(stages):
@@ -332,7 +333,7 @@ def test_frozen_stages_stay_bitwise_and_the_others_move(family, freeze_until):
 @pytest.mark.bits
 def test_constants_of_frozen_stages_give_the_same_bits_and_kernels_are_transformed_on_cpu_alone():
     backbone = vgg.VGG(num_convs=(1, 2), widths=(64, 64))
-    model = Classifier(backbone, 3, 0.2, backbone.pixels)
+    model = Classifier(backbone, 3, 0.2)
     variables, images = zoo.init(model, 0, None), batch_of(size=32)["inputs"]
 
     def constants_of(variables):
@@ -350,7 +351,7 @@ def test_constants_of_frozen_stages_give_the_same_bits_and_kernels_are_transform
     assert kernel_shapes(variables) == [(3, 3), (4, 4)]
     with convolution.portable():
         assert kernel_shapes(variables) == [(3, 3), (3, 3)]
-    plain = jit(lambda v, x: pool(model.apply(v, x, 0, 2, method="run")))(variables, images)
+    plain = jit(lambda v, x: model.backbone.pool(model.apply(v, x, 0, 2, method="run")))(variables, images)
     assert not np.array_equal(plain, features)
     np.testing.assert_allclose(features, plain, atol=3e-6 * np.abs(plain).max())
 
@@ -382,5 +383,5 @@ def test_two_arms_of_the_comparison_of_backbones_run(images, tmp_path, capsys):
     config.features.dir = str(tmp_path / "features")
     config.probe.epochs = 1
     chosen = arms[:2]
-    assert sweeping.run(sweeping.members(config, chosen, 1, tmp_path), tmp_path, lambda: False) == 0
+    assert sweeping.run(sweeping.members(config, chosen, 1, tmp_path), tmp_path, Process()) == 0
     assert "backbone=mobilenet_v2, seed 0: val accuracy" in capsys.readouterr().out

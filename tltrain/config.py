@@ -26,6 +26,7 @@ def default() -> ConfigDict:
     config = Keys()
     config.seed = 0  # of initial weights, order of examples, augmentation and dropout
     config.batch_size = 32  # examples a step, over all devices
+    config.task = "auto"  # "classification" | "multi_label" | "regression": what labels are | "auto": as they are
     config.parallel = "jit"  # "jit" | "pmap": how the step is spread over the local devices
 
     config.data = data = Keys()
@@ -71,7 +72,9 @@ def default() -> ConfigDict:
     config.checkpoint = checkpoint = Keys()
     checkpoint.every_steps = 0  # save within an epoch too, every so many steps; 0: at the end of each epoch alone
     checkpoint.keep = 2  # newest checkpoints kept of each phase, beside the best one
-    checkpoint.best = "accuracy"  # "accuracy" | "loss" on val: what makes a checkpoint the best one
+    checkpoint.best = (
+        "accuracy"  # "accuracy" | "loss" on val: what makes a checkpoint the best one; of numbers the loss
+    )
 
     config.log = log = Keys()
     log.every_steps = 50  # steps between two lines of metrics.jsonl within an epoch

@@ -1,6 +1,6 @@
 """`python -m tltrain.doctor --config FILE`: what would go wrong in a run, or spoil its numbers, before it costs hours.
 
-It looks at the config, the machine, every image, the weights, the pixels as the backbone would see them, and times a
+It looks at the config, the machine, every example, the weights, the pixels as the backbone would see them, and times a
 few batches. It changes nothing, and downloads nothing. The exit code is 0, or that of the error of the first problem.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import tltrain
-from tltrain.checks import data, machine, memory, pixels, seconds, settings, weights
+from tltrain.checks import data, images, machine, memory, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
 from tltrain.checks.finding import LEVELS, Finding, advice, fine, of_error
 from tltrain.errors import TerminatedError, TltrainError
@@ -27,7 +27,13 @@ _FILE_WIDTH = 120  # characters of a line where there is no terminal
 SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
     "Config": (settings.check_names,),
     "Machine": (machine.check_devices, machine.check_workdir),
-    "Data": (data.check_counts, data.check_left_out, data.check_files, data.check_duplicates),
+    "Data": (
+        data.check_counts,
+        data.check_left_out,
+        data.check_files,
+        images.check_images,
+        data.check_duplicates,
+    ),
     "Weights": (weights.check_weights,),
     "Pixels": (pixels.check_pixels,),
     "Recipe": (settings.check_recipe,),
@@ -39,13 +45,13 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     imports = time.perf_counter() - tltrain.STARTED
     parser = command.of_config("doctor")
-    text = "look at so many images of each split; default: 0, all"
+    text = "look at so many examples of each split; default: 0, all"
     parser.add_argument("--limit", type=command.number(0, 2**31 - 1), default=0, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    def work(arguments, stop):
+    def work(arguments, process):
         config = arguments.config
-        case = Case(settings.repaired(config), arguments.workdir, arguments.limit, stop)
+        case = Case(settings.repaired(config), arguments.workdir, arguments.limit, process.stop)
         case.seconds["imports"] = imports
         if arguments.json:
             with console.into(Path(os.devnull)):

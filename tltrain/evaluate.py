@@ -3,16 +3,16 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 
 from tltrain import config, places
 from tltrain.data import sources
-from tltrain.data.split import Data, Split
+from tltrain.data.split import Split
 from tltrain.errors import ConfigError
 from tltrain.experiment import evaluation, finished, report
 from tltrain.experiment.evaluation import Evaluation
 from tltrain.experiment.finished import Finished
 from tltrain.runtime import command, console
+from tltrain.runtime.process import Process
 from tltrain.training import scores
 
 _SHOWN = 50  # classes of the table on the terminal
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     return command.run(parser, argv, _run)
 
 
-def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
+def _run(arguments: argparse.Namespace, process: Process) -> int:
     run = finished.load(arguments.workdir)
     given = {"source": arguments.source, "data_dir": arguments.data_dir}
     run.config.data.update({key: value for key, value in given.items() if value is not None})
@@ -37,14 +37,12 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
     config.validate(run.config)
     run = run._replace(config=sources.with_absolute_paths(run.config))
     expression = arguments.split or _last_split(arguments, run)
-    if arguments.source or arguments.data_dir:
-        split = sources.load_split(run.config.data, expression, run.class_names)
-    else:
-        split = finished.own_split(run, expression)
-    found = finished.evaluate(run, split, stop)
+    own = not (arguments.source or arguments.data_dir)
+    split = finished.own_split(run, expression) if own else run.split(expression)
+    found = finished.evaluate(run, split, process)
     _show(run, split, found)
     if arguments.output:
-        lines = evaluation.predictions(Data({split.expression: split}, run.class_names), {split.expression: found})
+        lines = evaluation.predictions(run.task, {split.expression: split}, {split.expression: found})
         places.write_lines(arguments.output, (json.dumps(line) for line in lines))
         console.say(f"Every prediction is in {arguments.output}.")
     return 0
@@ -60,16 +58,16 @@ def _show(run: Finished, split: Split, found: Evaluation) -> None:
     measured = found.scores
     unreadable = int((~found.counted).sum())
     console.say(
-        f"{run.path}, {run.phase}, on {split.expression}: {int(found.counted.sum())} images"
+        f"{run.path}, {run.phase}, on {split.expression}: {int(found.counted.sum())} {run.kind.name}"
         + (f", {unreadable} unreadable ones skipped" if unreadable else "")
     )
-    auc = f", AUC {report.number(measured['auc'])}" if "auc" in measured else ""
-    console.say(f"accuracy {report.number(measured['accuracy'])}, loss {report.number(measured['loss'])}{auc}")
-    labels, predicted = split.labels[found.counted], found.predicted[found.counted]
-    classes = list(zip(run.class_names, scores.by_class(labels, predicted, len(run.class_names)), strict=True))
+    console.say(report.figures({run.task.metric: measured[run.task.metric]} | measured, ", "))
+    classes = list(run.task.by_class(found.logits[found.counted], split.labels[found.counted]).items())
+    if not classes:
+        return
     shown = classes if len(classes) <= _SHOWN else scores.hardest(classes, _SHOWN)
     rows = [[name, str(c.support), *map(report.number, (c.precision, c.recall, c.f1))] for name, c in shown]
-    console.table("", ["class", "images", "precision", "recall", "F1"], rows)
+    console.table("", ["class", run.kind.name, "precision", "recall", "F1"], rows)
     if len(shown) < len(classes):
         console.say(f"{len(classes) - len(shown)} classes of higher F1 are not shown.")
 

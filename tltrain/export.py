@@ -18,14 +18,14 @@ from tltrain.runtime import command
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
 
-    def work(arguments, stop):
+    def work(arguments, process):
         # an export has no use for an accelerator, which may be at work, nor again for programs with weights inside
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_enable_compilation_cache", False)
         names = list(dict.fromkeys(arguments.format.split(",")))
         folder = arguments.output or arguments.workdir / "export"
         proven.check(names, folder)
-        proven.export(finished.load(arguments.workdir), names, folder, stop)
+        proven.export(finished.load(arguments.workdir), names, folder, process)
         return 0
 
     return command.run(_parser(), argv, work)

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     return command.run(parser, argv, _run)
 
 
-def _run(arguments, stop):
+def _run(arguments, process):
     arguments.dir = arguments.dir or places.cache_dir() / "features"
     found = {folder.name: folder for folder in store.folders(arguments.dir)}
     if arguments.list:
@@ -30,7 +30,7 @@ def _run(arguments, stop):
     if unknown := sorted(set(arguments.clear) - set(found)):
         raise ConfigError(f"no store {', '.join(unknown)}; in {arguments.dir}; see --list")
     for name in arguments.clear or found:
-        if stop():
+        if process.stop():
             raise TerminatedError("stopped; the stores named above are removed; the same command removes the others")
         size = store.num_bytes(found[name]) / 2**20
         console.say(f"removed {name}, {size:.1f} MiB" if _removed(found[name]) else f"left {name}, in use now")

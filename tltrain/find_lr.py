@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
     text = "from the one to the other; default: 100"
     parser.add_argument("--steps", type=command.number(20, 1_000_000), default=100, metavar="N", help=text)
 
-    def work(arguments, stop):
+    def work(arguments, process):
         test = (arguments.low, arguments.high, arguments.steps)
-        range_test.run(arguments.config, arguments.workdir, arguments.phase, test, stop)
+        range_test.run(arguments.config, arguments.workdir, arguments.phase, test, process)
         return 0
 
     return command.run(parser, argv, work)

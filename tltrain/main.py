@@ -6,16 +6,15 @@ import time
 import tltrain
 from tltrain.experiment import train
 from tltrain.runtime import command
-from tltrain.runtime.workdir import Clock
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    clock = Clock()
-    clock.seconds["imports"] = time.perf_counter() - tltrain.STARTED
+    imports = time.perf_counter() - tltrain.STARTED
 
-    def work(arguments, stop):
-        train.run(arguments.config, arguments.workdir, clock, stop)
+    def work(arguments, process):
+        process.clock.seconds["imports"] = imports
+        train.run(arguments.config, arguments.workdir, process)
         return 0
 
     return command.run(command.of_config("main"), argv, work)

@@ -1,38 +1,43 @@
-"""`python -m tltrain.predict --workdir DIR photos/ a.jpg`: what the best model of a finished run says of images."""
+"""`python -m tltrain.predict --workdir DIR photos/ a.jpg`: what the best model of a finished run says of files."""
 
 import argparse
 import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tltrain import places
 from tltrain.data import folder_source
 from tltrain.data.files import read_file
-from tltrain.data.preprocess import FORMATS
+from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError, DataError, WorkdirError
 from tltrain.experiment import finished, report
+from tltrain.experiment.finished import Finished
 from tltrain.runtime import command, console
-from tltrain.training import metrics
+from tltrain.runtime.process import Process
+from tltrain.training.tasks.task import Task
 
 _SHOWN = 50  # rows of the table on the terminal
+
+Answers = dict[str, dict[str, Any]]  # by file, as `Task.answer` gives them
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     parser = command.of_run("predict")
-    parser.add_argument("images", nargs="+", type=command.path, help=f"{', '.join(FORMATS)}, or folders of them")
+    parser.add_argument("files", nargs="+", type=command.path, help="examples, such as images, or folders of them")
     parser.add_argument("--output", type=command.path, help="write every prediction to this .csv or .jsonl file")
     parser.add_argument("--features", type=command.path, help="write pooled features to this .npz: files, features")
     return command.run(parser, argv, _run)
 
 
-def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
+def _run(arguments: argparse.Namespace, process: Process) -> int:
     for path in (arguments.output, arguments.features):
         if path and not path.absolute().parent.is_dir():
             raise ConfigError(f"no folder for {path}; on the command line; make it, or give another file")
@@ -41,14 +46,14 @@ def _run(arguments: argparse.Namespace, stop: Callable[[], bool]) -> int:
     run = finished.load(arguments.workdir)
     run.config.features.enabled = "off"  # nothing is stored of images that no run will see again
     run.config.data.max_corrupt = 1.0  # a broken file is named, the others go on
-    split = _split(arguments.images)
+    split = _split(arguments.files, run.kind, run.task)
     features = _empty_features(run, split) if arguments.features else None
-    found = finished.evaluate(run, split, stop, features)
-    probabilities = metrics.probabilities(found.logits)
-    _show(run, split, found.counted, probabilities)
+    found = finished.evaluate(run, split, process, features)
+    answers = {split.ids[i]: run.task.answer(found.logits[i]) for i in np.flatnonzero(found.counted)}
+    _show(run, split, answers)
     if arguments.output:
         write = _csv if arguments.output.suffix == ".csv" else _json_lines
-        places.write_lines(arguments.output, write(run, split, found.counted, probabilities))
+        places.write_lines(arguments.output, write(run, answers))
         console.say(f"Every prediction is in {arguments.output}.")
     if features is not None:
         _write_features(arguments.features, split, features, found.counted)
@@ -69,13 +74,13 @@ def _write_features(path, split, features, counted):
     console.say(f"The pooled features are in {path}: files [{len(files)}], features {list(features[counted].shape)}.")
 
 
-def _split(paths: list[Path]) -> Split:
-    """The images at `paths`, files as they are and folders at any depth, each once."""
+def _split(paths: list[Path], kind: Kind, task: Task) -> Split:
+    """The examples at `paths`, files as they are and folders at any depth, each once."""
     files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            images, left_out = folder_source.images_below(path)
-            files |= dict.fromkeys(images)
+            examples, left_out = folder_source.examples_below(path, kind)
+            files |= dict.fromkeys(examples)
             if left_out:
                 console.say(f"Left out below {path}: {report.left_out(left_out)}")
         elif path.exists():
@@ -83,44 +88,54 @@ def _split(paths: list[Path]) -> Split:
         else:
             raise DataError(f"no file or folder at {path}; on the command line; check the path")
     if not files:
-        raise DataError(f"no image below {', '.join(map(str, paths))}; on the command line; check the path")
+        raise DataError(f"no {kind.name} below {', '.join(map(str, paths))}; on the command line; check the path")
     found = list(files)
-    ids, labels = tuple(map(str, found)), np.zeros(len(found), np.int32)
-    return Split(f"{len(found)} images", ids, labels, lambda i: read_file(found[i]), "")
+    ids, labels = tuple(map(str, found)), np.zeros((len(found), *task.label.shape), task.label.dtype)
+    return Split(f"{len(found)} {kind.name}", ids, labels, lambda i: read_file(found[i]), kind, "")
 
 
-def _show(run, split, counted, probabilities):
-    rows = []
-    for i in np.flatnonzero(counted)[:_SHOWN]:
-        best = np.argsort(-probabilities[i], kind="stable")[:3]
-        shown = [f"{run.class_names[c]} {probabilities[i, c]:.4f}" for c in best]
-        rows.append([split.ids[i], *shown])
-    columns = ["file", "class", "second", "third"][: len(rows[0])]
-    console.table("", columns, rows)
-    hidden = int(counted.sum()) - len(rows)
-    if hidden:
+def _show(run: Finished, split: Split, answers: Answers) -> None:
+    rows = [[file, *_words(answer)] for file, answer in list(answers.items())[:_SHOWN]]
+    columns = ["file", "class", "second", "third"] if run.task.name == "classification" else ["file", "answer"]
+    console.table("", columns[: max(map(len, rows), default=1)], rows)
+    if hidden := len(answers) - len(rows):
         console.say(f"{hidden} more are not shown; --output FILE.csv writes all.")
-    if not counted.all():
-        console.say(f"{int((~counted).sum())} of {len(counted)} images could not be read; they are named above.")
+    if lost := len(split.ids) - len(answers):
+        console.say(f"{lost} of {len(split.ids)} {run.kind.name} could not be read; they are named above.")
 
 
-def _csv(run, split, counted, probabilities) -> Iterator[str]:
+def _words(answer: dict[str, Any]) -> list[str]:
+    """The likeliest classes with their probabilities, all that are there, or the number."""
+    if "predicted" in answer:
+        return [f"{answer['predicted']:.6g}"]
+    named = sorted(answer["probabilities"].items(), key=lambda entry: -entry[1])
+    shown = named[:3] if "class" in answer else [entry for entry in named if entry[0] in answer["classes"]]
+    words = [f"{name} {probability:.4f}" for name, probability in shown]
+    return words if "class" in answer else [", ".join(words) or "none"]
+
+
+def _csv(run: Finished, answers: Answers) -> Iterator[str]:
+    """A column for each part of an answer; classes that are there at once are one cell."""
+
     def line(cells):
         text = io.StringIO()
         csv.writer(text, lineterminator="").writerow(cells)
         return text.getvalue()
 
-    yield line(["file", "class", *(f"probability of {name}" for name in run.class_names)])
-    for i in np.flatnonzero(counted):
-        yield line([split.ids[i], run.class_names[probabilities[i].argmax()], *(f"{p:.6g}" for p in probabilities[i])])
+    if run.task.class_names:
+        columns = [f"probability of {name}" for name in run.task.class_names]
+        yield line(["file", "class" if run.task.name == "classification" else "classes", *columns])
+    else:
+        yield line(["file", "predicted"])
+    for file, answer in answers.items():
+        first, *others = answer.values()
+        probabilities = [f"{p:.6g}" for named in others for p in named.values()]
+        yield line([file, "; ".join(first) if isinstance(first, list) else first, *probabilities])
 
 
-def _json_lines(run, split, counted, probabilities) -> Iterator[str]:
-    for i in np.flatnonzero(counted):
-        row = {name: float(f"{p:.6g}") for name, p in zip(run.class_names, probabilities[i], strict=True)}
-        yield json.dumps(
-            {"file": split.ids[i], "class": run.class_names[probabilities[i].argmax()], "probabilities": row}
-        )
+def _json_lines(run: Finished, answers: Answers) -> Iterator[str]:
+    for file, answer in answers.items():
+        yield json.dumps({"file": file} | answer)
 
 
 if __name__ == "__main__":

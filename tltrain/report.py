@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from tltrain import config as config_lib
-from tltrain.data import sources
 from tltrain.errors import ConfigError
 from tltrain.pages import compare, run_page
 from tltrain.runtime import command, console
 from tltrain.runtime.record import read_json
+from tltrain.training import setup
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     text = "default: report.html of the run, or runs.html beside the runs"
     parser.add_argument("--output", type=command.path, metavar="FILE", help=text)
 
-    def work(arguments, stop):
+    def work(arguments, process):
         console.say(f"Written: {_write_pages(arguments.workdirs, arguments.output)}")
         return 0
 
@@ -39,7 +39,7 @@ def _write_pages(workdirs: list[Path], output: Path | None) -> Path:
 
     def read_data():
         config = config_lib.from_dict(read_json(workdirs[0] / "config.json"))
-        return sources.load(config.data, config.seed)
+        return setup.read_data(config)
 
     return run_page.write(workdirs[0], read_data)
 

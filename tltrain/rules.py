@@ -81,6 +81,7 @@ def shown(value: Any) -> str:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _WHOLE,
     "batch_size": _number(1, 2**20, integer=True),
+    "task": _one_of("auto", "classification", "multi_label", "regression"),
     "parallel": _one_of("jit", "pmap"),
     "data.source": _SOURCE,
     "data.data_dir": _TEXT,

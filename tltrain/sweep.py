@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
     text = "runs of each arm, with seeds from that of the config on; default: 1"
     parser.add_argument("--seeds", type=command.number(1, 10_000), metavar="N", default=1, help=text)
 
-    def work(arguments, stop):
+    def work(arguments, process):
         runs = sweeping.members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)
-        return sweeping.run(runs, arguments.workdir, stop)
+        return sweeping.run(runs, arguments.workdir, process)
 
     return command.run(parser, argv, work)
 

@@ -101,7 +101,7 @@ def prepared():
     """The states `stopped` and `finished` of the run, copied beside `home`, and how it and its evaluation end."""
     from tltrain.errors import TerminatedError
     from tltrain.experiment import train
-    from tltrain.runtime.workdir import Clock
+    from tltrain.runtime.process import Process
 
     home = Path("home").absolute()
     home.mkdir()
@@ -111,7 +111,7 @@ def prepared():
     second = home / "run/checkpoints/finetune"
     config = runpy.run_path(str(home / "config.py"))["get_config"]()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(TerminatedError):
-        train.run(config, home / "run", Clock(), lambda: any(second.glob("manifest_*")))
+        train.run(config, home / "run", Process(stop=lambda: any(second.glob("manifest_*"))))
     shutil.copytree(home, "stopped")
     assert started()[0] == 0
     shutil.copytree(home, "finished")

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from tltrain.data.preprocess import load_image
+from tltrain.data.kinds.image_decoding import load_image
 
 COUNT = 3000
 SAVED = {  # modes of each format, options of each

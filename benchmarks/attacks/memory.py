@@ -16,7 +16,7 @@ from kills import write_images
 from tltrain.config import default
 from tltrain.experiment import train
 from tltrain.runtime import console
-from tltrain.runtime.workdir import Clock
+from tltrain.runtime.process import Process
 
 STEPS = 3000
 LIMIT = 1.0  # MiB in 100 steps
@@ -56,7 +56,7 @@ def memory(kind):
         config.probe.epochs = STEPS // 6
         config.log.tensorboard = True
         with console.into(root / "output.txt"):
-            train.run(config, root / "run", Clock(), look)
+            train.run(config, root / "run", Process(stop=look))
     return found[-STEPS:]
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 TIMES = {
     "seconds",
     "share_waiting_for_input",
-    "images_per_second",
+    "examples_per_second",
     "files",
     "sha256",
 }  # of a report or a line of metrics

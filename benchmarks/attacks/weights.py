@@ -33,7 +33,7 @@ MAX_SECONDS, MAX_MIB = 2, 300
 def main():
     config = default()
     config.model.update(backbone="mobilenet_v2_0.35", weights="random")
-    model = zoo.create(config, 2)
+    model = zoo.create(config, 1)
     layers = model.backbone.keras_layers()
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
     rng, faults = random.Random(0), []

@@ -105,7 +105,7 @@ def tltrain(job):
     from tltrain.runtime import parallel
     from tltrain.weights import keras_weights
 
-    model = zoo.create(default(), 2)
+    model = zoo.create(default(), 1)
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
     loaded = keras_weights.load(job["weights_file"], model.backbone.keras_layers(), shapes)
     variables = zoo.init(model, 0, loaded.variables)

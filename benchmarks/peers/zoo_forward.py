@@ -52,7 +52,7 @@ def tltrain(name, shape):
 
     config = default()
     config.model.backbone = name
-    model = zoo.create(config, 2)
+    model = zoo.create(config, 1)
     mesh = parallel.make_mesh(shape[0])
     program = forward.Program(model, 0, len(model.backbone.stages), shape, np.dtype(np.uint8), mesh)
     compiled = forward.compiled(program)

@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain import places
 from tltrain.cache import forward, space, store
 from tltrain.data import pipeline
-from tltrain.data.augment import Augment
 from tltrain.data.split import Split
 from tltrain.data.tensorflow import begin_import, import_tensorflow
 from tltrain.errors import WorkdirError
 from tltrain.models.classifier import Classifier
 from tltrain.places import cache_dir
 from tltrain.runtime import console, signals
+from tltrain.training.setup import Setup
 
 FORMAT = 4  # raise it when the numbers or the files of a store change their meaning
 
@@ -35,13 +33,12 @@ FORMAT = 4  # raise it when the numbers or the files of a store change their mea
 class Wanted(NamedTuple):
     """A store that a phase wants: activations before stage `cut` of every example of `split`.
 
-    `augment` is None for plain images; else `view` counts the augmented views, drawn as those of epoch `view` are.
+    `view` is None for examples as they are; else it counts those varied at random, drawn as those of epoch `view` are.
     """
 
     split: Split
     cut: int
-    augment: Augment | None = None
-    view: int = 0
+    view: int | None = None
 
 
 def directory(config: ConfigDict) -> Path:
@@ -50,41 +47,37 @@ def directory(config: ConfigDict) -> Path:
 
 
 def ensure(
-    config: ConfigDict,
-    model: Classifier,
+    setup: Setup,
     variables: dict,
     wanted: Wanted,
     base: tuple[int, store.Store] | None,
     corrupt: pipeline.Corrupt,
-    mesh: Mesh,
     progress: Callable[[str, int, int], contextlib.AbstractContextManager[Callable[[int], None]]],
 ) -> store.Store:
     """The store that is wanted, computed as far as it is not there yet.
 
     Args:
-        config: of the run.
-        model: its classifier.
+        setup: of the run.
         variables: `params` and `batch_stats` that hold the frozen stages.
         wanted: what is stored.
-        base: an earlier cut and the store of the same images there, to start from; or None: from the images.
-        corrupt: collects unreadable images.
-        mesh: the devices that compute.
+        base: an earlier cut and the store of the same rows there, to start from; or None: from the examples.
+        corrupt: collects unreadable examples.
         progress: entered once all is compiled, with a title, the number of examples and how many of them are done
             already; yields what is told how many are done.
 
     Raises:
-        DataError: too many unreadable images.
+        DataError: too many unreadable examples.
         space.NoSpaceError: the disk is too full; the cuts that would fit are named.
         WorkdirError: the folder cannot be written.
     """
-    facts = _facts(config, model, variables, wanted)
-    folder = location(config, model, variables, wanted)
+    facts = _facts(setup, variables, wanted)
+    folder = location(setup, variables, wanted)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
             stored = _stored(folder, len(wanted.split.ids))
             if stored is None:
-                _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress)
+                _extract(folder, facts, setup, variables, wanted, base, corrupt, progress)
                 stored = _stored(folder, len(wanted.split.ids))
                 assert stored is not None, "it was written just now"
     except (OSError, ValueError) as error:
@@ -97,20 +90,20 @@ def ensure(
     return stored
 
 
-def location(config: ConfigDict, model: Classifier, variables: dict, wanted: Wanted) -> Path:
+def location(setup: Setup, variables: dict, wanted: Wanted) -> Path:
     """The folder of the store that `ensure` gives, be it there or not."""
-    return directory(config) / _name(_facts(config, model, variables, wanted))
+    return directory(setup.config) / _name(_facts(setup, variables, wanted))
 
 
-def _facts(config, model, variables, wanted) -> dict[str, Any]:
+def _facts(setup, variables, wanted) -> dict[str, Any]:
     """What the numbers of a store depend on, and in words where they come from."""
+    config, model = setup.config, setup.model
     arrays = hashlib.sha256()
     for stage in model.backbone.stages[: wanted.cut]:
         for collection in ("params", "batch_stats"):
             for path, leaf in jax.tree_util.tree_leaves_with_path(variables[collection]["backbone"].get(stage, {})):
                 arrays.update(f"{stage}{jax.tree_util.keystr(path)}{leaf.shape}".encode())
                 arrays.update(np.asarray(leaf).tobytes())
-    augment = wanted.augment and {"view": wanted.view, **vars(wanted.augment)}
     return {
         "format": FORMAT,
         "source": config.data.source,
@@ -119,10 +112,8 @@ def _facts(config, model, variables, wanted) -> dict[str, Any]:
         "backbone": config.model.backbone,
         "arrays": arrays.hexdigest(),
         "place": place(model, wanted.cut),
-        "pixels": model.pixels,
-        "image_size": list(config.data.image_size),
-        "resize": config.data.resize,
-        "augment": augment,
+        **model.backbone.facts(),
+        **wanted.split.kind.facts(wanted.view),
         "dtype": config.model.dtype,
         "stored_dtype": config.features.dtype,
     }
@@ -167,33 +158,32 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _extract(folder, facts, config, model, variables, wanted, base, corrupt, mesh, progress):
-    split, size, num_examples = wanted.split, config.batch_size, len(wanted.split.ids)
+def _extract(folder, facts, setup, variables, wanted, base, corrupt, progress):
+    split, num_examples = wanted.split, len(wanted.split.ids)
     start, stored = base or (0, None)
-    row = stored.inputs[0] if stored else np.zeros((*config.data.image_size, 3), np.uint8)
-    program = forward.Program(model, start, wanted.cut, (size, *row.shape), row.dtype, mesh)
-    result = forward.result(program)
-    dtype = np.dtype(jnp.bfloat16) if config.features.dtype == "bfloat16" else result.dtype
+    row = jax.tree.map(lambda array: array[0], stored.inputs) if stored else split.kind.shapes()
+    program = forward.program(setup, start, wanted.cut, row)
+    result = space.as_stored(setup.config, forward.result(program))
     if not folder.with_suffix(".part").exists():
-        space.check(folder.parent, num_examples, result.shape[1:], dtype, model, config)
-    writer = store.Writer(folder, (num_examples, *result.shape[1:]), dtype)
-    index, mask = pipeline.rows(num_examples, size)
+        space.check(setup, folder.parent, num_examples, result)
+    writer = store.Writer(folder, forward.batch_of(result, num_examples))
+    index, mask = pipeline.rows(num_examples, setup.config.batch_size)
     due = (writer.missing[index] & mask).any(1)
     index, mask = index[due], mask[due]
     if stored:
         batches = pipeline.from_arrays(stored.take, stored.readable, split.labels, index, mask)
     else:
-        options = (config.data.image_size, config.data.resize, corrupt, wanted.augment, wanted.view)
-        batches = pipeline.from_images(split, index, mask, *options)
+        batches = pipeline.from_examples(split, index, mask, corrupt, wanted.view)
         begin_import()  # TensorFlow comes in while XLA compiles
     computed = forward.activations(program, variables, batches)
     if not stored:
         import_tensorflow()
-    title = f"Computing the {place(model, wanted.cut)}, {split.expression}"
+    title = f"Computing the {place(setup.model, wanted.cut)}, {split.expression}"
     done = num_examples - int(writer.missing.sum())
     with progress(title, num_examples, done) as update:
         for batch, keep in zip(computed, mask, strict=True):
-            writer.write(batch["index"][keep], np.asarray(batch["inputs"])[keep].astype(dtype), batch["mask"][keep])
+            rows = jax.tree.map(lambda a, like, k=keep: np.asarray(a)[k].astype(like.dtype), batch["inputs"], result)
+            writer.write(batch["index"][keep], rows, batch["mask"][keep])
             done += int(keep.sum())
             update(done)
     writer.finish(facts)

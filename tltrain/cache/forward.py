@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from tltrain.data.pipeline import Batch
@@ -16,19 +15,36 @@ from tltrain.models import zoo
 from tltrain.models.classifier import Classifier, frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
 from tltrain.runtime import parallel, signals
+from tltrain.training.setup import Setup
 
 Result = TypeVar("Result")
 
 
 class Program(NamedTuple):
-    """Stages `[start, stop)` of `model` for batches of `shape` and `dtype`, divided over `mesh`."""
+    """Stages `[start, stop)` of `model` for batches of the shapes `leaves` of `tree`, divided over `mesh`."""
 
     model: Classifier
     start: int
     stop: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    tree: Any
     mesh: Mesh
+
+    @property
+    def batch(self) -> Any:
+        """The shapes of a batch."""
+        return jax.tree.unflatten(self.tree, self.leaves)
+
+
+def program(setup: Setup, start: int, stop: int, row: Any) -> Program:
+    """Stages `[start, stop)` for batches of rows like `row`, arrays or shapes."""
+    leaves, tree = jax.tree.flatten(batch_of(row, setup.config.batch_size))
+    return Program(setup.model, start, stop, tuple(leaves), tree, setup.mesh)
+
+
+def batch_of(row: Any, size: int) -> Any:
+    """The shapes of a batch of `size` rows like `row`, arrays or shapes."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), row)
 
 
 @functools.cache
@@ -38,19 +54,18 @@ def _lowered(program: Program) -> Any:
     jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
     shapes = zoo.shapes(program.model)
     shapes = shapes | jax.eval_shape(_constants(program), shapes)
-    return jitted.lower(shapes, jax.ShapeDtypeStruct(program.shape, program.dtype))
+    return jitted.lower(shapes, program.batch)
 
 
 @functools.cache
 def _constants(program: Program) -> Callable[[dict], dict]:
-    x = jax.ShapeDtypeStruct(program.shape, program.dtype)
-    make = functools.partial(frozen_constants, program.model, x=x, start=program.start, stop=program.stop)
+    make = functools.partial(frozen_constants, program.model, x=program.batch, start=program.start, stop=program.stop)
     return jax.jit(make, out_shardings=parallel.shardings(program.mesh)[0])
 
 
-def result(program: Program) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of what `program` makes of a batch, without compiling it."""
-    return _lowered(program).out_info
+def result(program: Program) -> Any:
+    """A row of what `program` makes of a batch, as shapes, without compiling it."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _lowered(program).out_info)
 
 
 @functools.cache

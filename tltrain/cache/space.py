@@ -1,22 +1,23 @@
 """Do the checkpoints of a run and a store of features fit the disk, and at which cut would such a store."""
 
 import functools
-import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import places
 from tltrain.errors import WorkdirError
 from tltrain.models import freeze, zoo
-from tltrain.models.classifier import Classifier, run_frozen
+from tltrain.models.classifier import run_frozen
 from tltrain.runtime import checkpoint
 from tltrain.training import optim, steps
+from tltrain.training.setup import Setup
 
 _USABLE = 0.95  # share of what is free that is counted on
 
@@ -25,24 +26,23 @@ class NoSpaceError(WorkdirError):
     """A store does not fit the disk."""
 
 
-def of_checkpoints(config: ConfigDict, model: Classifier, phase: str) -> tuple[int, int]:
+def of_checkpoints(setup: Setup, phase: str) -> tuple[int, int]:
     """Bytes that a checkpoint of `phase` takes, and those stored once for all of them."""
-    options, shapes = config[phase], zoo.shapes(model)
-    plan = freeze.plan(shapes["params"], model.backbone.stages, options.freeze_until, options.train_only)
+    options, shapes, plan = setup.config[phase], zoo.shapes(setup.model), setup.plan(phase)
 
     def state(variables):
         tx = optim.make(options, optim.make_schedule(options, 1), plan, plan)
         return steps.create_state(variables["params"], variables["batch_stats"], tx, plan, options.ema)
 
-    return checkpoint.num_bytes(jax.eval_shape(state, shapes), freeze.constants(plan))
+    return checkpoint.num_bytes(jax.eval_shape(state, shapes), freeze.constants(plan, shapes["params"]))
 
 
-def of_run(config: ConfigDict, model: Classifier) -> int:
+def of_run(setup: Setup) -> int:
     """Bytes of the checkpoints of a run at most: those kept, the best, and one that is being written."""
-    needed = 0
+    needed, config = 0, setup.config
     for phase in config_lib.PHASES:
         if epochs := config[phase].epochs:
-            each, once = of_checkpoints(config, model, phase)
+            each, once = of_checkpoints(setup, phase)
             kept = config.checkpoint.keep + 2
             needed += once + each * (kept if config.checkpoint.every_steps else min(kept, epochs))
     return needed
@@ -65,26 +65,39 @@ def _size(count):
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def check(
-    directory: Path, num_examples: int, shape: tuple[int, ...], dtype: np.dtype, model: Classifier, config: ConfigDict
-) -> None:
-    """Raises NoSpaceError where `num_examples` rows of `shape` and `dtype` do not fit the disk of `directory`."""
+def check(setup: Setup, directory: Path, num_examples: int, row: Any) -> None:
+    """Raises NoSpaceError where `num_examples` rows of the shapes `row` do not fit the disk of `directory`."""
     free = shutil.disk_usage(directory).free
-    needed = num_examples * math.prod(shape) * dtype.itemsize
+    needed = num_examples * num_bytes(row)
     if needed <= _USABLE * free:
         return
-    names = [*model.backbone.stages[:-1], "all"]
-    sizes = {name: num_examples * row_bytes(config, model, cut) for cut, name in enumerate(names, 1)}
+    names = [*setup.model.backbone.stages[:-1], "all"]
+    sizes = {name: num_examples * row_bytes(setup, cut) for cut, name in enumerate(names, 1)}
     fitting = [f"{name!r} ({size / 2**30:.2g} GiB)" for name, size in sizes.items() if size <= _USABLE * free]
     raise NoSpaceError(
-        f"the features of {num_examples} images need {needed / 2**30:.2g} GiB and {free / 2**30:.2g} GiB are free; at "
-        f"{directory}; free some, set features.dir, or freeze_until to one that fits: {', '.join(fitting) or 'none'}"
+        f"the features of {num_examples} {setup.data.kind.name} need {needed / 2**30:.2g} GiB and {free / 2**30:.2g} "
+        f"GiB are free; at {directory}; free some, set features.dir, or freeze_until to one that fits: "
+        f"{', '.join(fitting) or 'none'}"
     )
 
 
-def row_bytes(config: ConfigDict, model: Classifier, cut: int) -> int:
-    """Bytes that a store at `cut` takes for an image."""
-    image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), np.uint8)
-    run = functools.partial(run_frozen, model, start=0, stop=cut)
-    activations = jax.eval_shape(run, zoo.shapes(model), x=image)
-    return activations.size * (2 if config.features.dtype == "bfloat16" else activations.dtype.itemsize)
+def row_bytes(setup: Setup, cut: int) -> int:
+    """Bytes that a store at `cut` takes for an example."""
+    example = jax.tree.map(lambda leaf: leaf.update(shape=(1, *leaf.shape)), setup.data.kind.shapes())
+    run = functools.partial(run_frozen, setup.model, start=0, stop=cut)
+    return num_bytes(as_stored(setup.config, jax.eval_shape(run, zoo.shapes(setup.model), x=example)))
+
+
+def as_stored(config: ConfigDict, row: Any) -> Any:
+    """The shapes of a `row` of activations where it is stored: its floats rounded as `features.dtype` says."""
+    if config.features.dtype == "model":
+        return row
+    rounded = jnp.dtype(config.features.dtype)
+    return jax.tree.map(
+        lambda leaf: leaf.update(dtype=rounded) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, row
+    )
+
+
+def num_bytes(tree: Any) -> int:
+    """Bytes of the arrays or shapes of `tree`."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -3,6 +3,8 @@
 NAME.part/    being computed: what a killed process leaves, and the next goes on with
 NAME/         whole: inputs.npy [N, ...], rows.npy [N] (state and CRC-32 of each row), store.json (what it holds)
 
+Activations that are a dict of arrays have a file `inputs.KEY.npy` each.
+
 A CRC is of the name of the store, the place of the row and its state too, so that rows or files of stores that were
 exchanged do not pass for each other.
 """
@@ -12,10 +14,11 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +33,10 @@ class DamagedError(Exception):
 
 
 class Store:
-    """Activations `inputs` `[N, ...]`, memory-mapped; `readable` bool `[N]` is False where there was no image."""
+    """Activations `inputs` `[N, ...]`, memory-mapped: an array or a dict of arrays.
+
+    `readable` bool `[N]` is False where there was no example.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Opens a whole store.
@@ -41,26 +47,29 @@ class Store:
         self.folder, self.facts = folder, facts(folder) or {}
         try:
             self._rows = np.load(folder / "rows.npy")
-            stored = np.load(folder / "inputs.npy", mmap_mode="r")
-            shape, dtype = tuple(self.facts["array"]["shape"]), jnp.dtype(self.facts["array"]["dtype"])
+            wanted = jax.tree.map(_shape_of, self.facts["array"], is_leaf=_is_description)
+            stored = jax.tree_util.tree_map_with_path(
+                lambda path, _: np.load(folder / _file_of(path), mmap_mode="r"), wanted
+            )
         except Exception as error:  # whatever NumPy makes of damaged bytes
             raise DamagedError(f"{folder}: {error}") from error
-        found = (stored.shape, stored.dtype, self._rows.shape, self._rows.dtype)
-        if found != (shape, _on_disk(dtype), shape[:1], _ROW):
-            raise DamagedError(f"{folder}: {found}")
-        self.inputs: np.ndarray = stored.view(dtype)
+        for array, shape in zip(jax.tree.leaves(stored), jax.tree.leaves(wanted), strict=True):
+            found = (array.shape, array.dtype, self._rows.shape, self._rows.dtype)
+            if found != (shape.shape, _on_disk(shape.dtype), shape.shape[:1], _ROW):
+                raise DamagedError(f"{folder}: {found}")
+        self.inputs: Any = jax.tree.map(lambda array, shape: array.view(shape.dtype), stored, wanted)
         self.readable: np.ndarray = self._rows["state"] == _READABLE
-        self._checked = np.zeros(len(stored), bool)
+        self._checked = np.zeros(len(self._rows), bool)
         os.utime(folder / "store.json")  # the time of the last use
 
-    def take(self, index: np.ndarray) -> np.ndarray:
+    def take(self, index: np.ndarray) -> Any:
         """Rows `index`, each checked the first time it is read.
 
         Raises:
             WorkdirError: a row is not what was written; the store is removed.
         """
-        rows = self.inputs[index]
-        for i, row in zip(index, rows, strict=True):
+        rows = jax.tree.map(lambda array: array[index], self.inputs)
+        for i, row in zip(index, zip(*jax.tree.leaves(rows), strict=True), strict=True):
             if not self._checked[i] and _crc(self.folder, i, self._rows["state"][i], row) != self._rows["crc"][i]:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise WorkdirError(
@@ -74,15 +83,19 @@ class Store:
 class Writer:
     """A store that is being computed, or that a killed process left: `missing` bool `[N]` tells what is to be done."""
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        """Opens `NAME.part` for the store `folder`; raises OSError where the disk is too full."""
+    def __init__(self, folder: Path, shapes: Any) -> None:
+        """Opens `NAME.part` for the store `folder` of arrays of `shapes`; raises OSError where the disk is too full."""
         self._folder, self._part = folder, folder.with_suffix(".part")
-        self._array = {"shape": list(shape), "dtype": dtype.name}
+        self._array = jax.tree.map(lambda one: {"shape": list(one.shape), "dtype": one.dtype.name}, shapes)
         self._part.mkdir(exist_ok=True)
-        self._inputs = self._open("inputs.npy", _on_disk(dtype), shape)
-        self._rows = self._open("rows.npy", _ROW, shape[:1])
+        self._inputs = [
+            self._open(_file_of(path), _on_disk(one.dtype), one.shape)
+            for path, one in jax.tree_util.tree_leaves_with_path(shapes)
+        ]
+        self._rows = self._open("rows.npy", _ROW, self._inputs[0].shape[:1])
         for i in np.flatnonzero(self._rows["state"] != _MISSING):  # what did not reach the disk is done again
-            if _crc(folder, int(i), self._rows["state"][i], self._inputs[i]) != self._rows["crc"][i]:
+            row = [array[i] for array in self._inputs]
+            if _crc(folder, int(i), self._rows["state"][i], row) != self._rows["crc"][i]:
                 self._rows["state"][i] = _MISSING
         self.missing: np.ndarray = self._rows["state"] == _MISSING
 
@@ -101,17 +114,19 @@ class Writer:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return made
 
-    def write(self, index: np.ndarray, inputs: np.ndarray, readable: np.ndarray) -> None:
-        """Rows `index` and whether their images could be read; safe to call from many threads for different rows."""
-        inputs = inputs.view(np.uint16) if inputs.dtype == jnp.bfloat16 else inputs
-        for i, row, good in zip(index, inputs, readable, strict=True):
-            self._inputs[i] = row
+    def write(self, index: np.ndarray, inputs: Any, readable: np.ndarray) -> None:
+        """Rows `index` and whether their examples could be read; safe to call from many threads for different rows."""
+        leaves = [array.view(_on_disk(array.dtype)) for array in jax.tree.leaves(inputs)]
+        for i, good, *row in zip(index, readable, *leaves, strict=True):
+            for array, part in zip(self._inputs, row, strict=True):
+                array[i] = part
             state = _READABLE if good else _UNREADABLE
             self._rows[i] = (state, _crc(self._folder, i, state, row))
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Gives the store its final name; `facts` (JSON) say what it holds."""
-        self._inputs.flush()
+        for array in self._inputs:
+            array.flush()
         self._rows.flush()
         (self._part / "store.json").write_text(json.dumps(facts | {"array": self._array}, indent=2) + "\n")
         for path in self._part.iterdir():
@@ -148,6 +163,20 @@ def _on_disk(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype  # NumPy's files do not know bfloat16
 
 
-def _crc(folder: Path, index: int, state: int, row: np.ndarray) -> int:
-    place = zlib.crc32(f"{folder.name} {index} {state}".encode())
-    return zlib.crc32(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data, place)
+def _is_description(tree):
+    return "shape" in tree
+
+
+def _shape_of(description):
+    return jax.ShapeDtypeStruct(tuple(description["shape"]), jnp.dtype(description["dtype"]))
+
+
+def _file_of(path) -> str:
+    return ".".join(["inputs", *(str(key.key) for key in path), "npy"])
+
+
+def _crc(folder: Path, index: int, state: int, row: Sequence[np.ndarray]) -> int:
+    found = zlib.crc32(f"{folder.name} {index} {state}".encode())
+    for part in row:
+        found = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, found)
+    return found

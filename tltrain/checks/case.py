@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from tltrain.checks.finding import NotThereYetError
 from tltrain.data import inspect, sources, tfds_source
-from tltrain.data.preprocess import load_image
 from tltrain.data.split import Data
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, TerminatedError
@@ -21,6 +20,9 @@ from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.classifier import Classifier
 from tltrain.runtime import console, parallel
+from tltrain.training import setup
+from tltrain.training.setup import Setup
+from tltrain.training.tasks.task import Task
 from tltrain.weights import download, keras_weights
 
 _SAMPLE, _MIN_SAMPLE = 128, 32  # images whose pixels are looked at, of 224 x 224, and how few of large ones
@@ -34,9 +36,9 @@ class Case:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, limit: int, stop: Callable[[], bool]) -> None:
-        """Of a valid config; looks at `limit` images of each split, spread evenly, or all where it is 0.
+        """Of a valid config; looks at `limit` examples of each split, spread evenly, or all where it is 0.
 
-        Once `stop()` is true the reading of images ends with a `TerminatedError`.
+        Once `stop()` is true the reading of examples ends with a `TerminatedError`.
         """
         self.config, self.workdir, self.limit, self.stop = config, workdir, limit, stop
         self.seconds: dict[str, float] = collections.defaultdict(float)  # that a run would spend as well, by part
@@ -53,10 +55,10 @@ class Case:
         if kind == "tfds" and (size := tfds_source.to_prepare(name, self.config.data)):
             raise NotThereYetError(
                 f"the data set {name!r} is not prepared yet; a run would download {size} and prepare it first; "
-                "its images cannot be looked at before"
+                "its examples cannot be looked at before"
             )
         with self._timed("data"):
-            return sources.load(sources.resolved(self.config).data, self.config.seed)
+            return setup.read_data(sources.resolved(self.config))
 
     @functools.cached_property
     def looked(self) -> dict[str, inspect.Looked]:
@@ -65,7 +67,7 @@ class Case:
         found: dict[str, inspect.Looked] = {}
         with self._timed("tensorflow"):
             import_tensorflow()
-        with console.progress("Looking at the images", sum(map(len, chosen.values()))) as update:
+        with console.progress(f"Looking at the {self.data.kind.name}", sum(map(len, chosen.values()))) as update:
             for name, index in chosen.items():
                 before, split = sum(len(looked.files) for looked in found.values()), self.data.splits[name]
                 # of TFDS, whose files are read as a whole; a file that cannot be read is named with the others
@@ -99,24 +101,33 @@ class Case:
         looked, split = self.looked["train"], self.data.splits["train"]
         readable = looked.files[looked.readable]
         if not len(readable):
-            raise DataError(f"no training image can be read; in {self.config.data.source}; see their errors above")
+            raise DataError(f"no training example can be read; in {self.config.data.source}; see their errors above")
         height, width = self.config.data.image_size
         count = min(max(_SAMPLE * 224 * 224 // (height * width), _MIN_SAMPLE), _SAMPLE)
         chosen = np.random.default_rng(self.config.seed).permutation(readable)[:count]
-        resize = self.config.data.resize
-        return np.stack([load_image(split.read(int(i)), (height, width), resize) for i in chosen])
+        return np.stack([split.kind.row(split.read(int(i))) for i in chosen])
 
     @functools.cached_property
     def backbone(self) -> Backbone:
         """The backbone, whatever the data."""
         zoo.resolved(self.config)
-        return zoo.create(self.config, 2).backbone
+        return zoo.create(self.config, 1).backbone
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the labels are."""
+        return setup.task_of(self.config, self.data)
 
     @functools.cached_property
     def model(self) -> Classifier:
-        """The model for the classes of the data."""
+        """The model for the labels of the data."""
         zoo.resolved(self.config)
-        return zoo.create(self.config, len(self.data.class_names))
+        return zoo.create(self.config, self.task.num_outputs)
+
+    @functools.cached_property
+    def setup(self) -> Setup:
+        """What is fixed of the run."""
+        return Setup(self.config, self.data, self.task, self.model, self.mesh)
 
     @functools.cached_property
     def weight_path(self) -> Path | None:
@@ -140,7 +151,7 @@ class Case:
         """What is in the weight file, None for random weights."""
         if self.weight_path is None:
             return None
-        shapes = {name: tree["backbone"] for name, tree in zoo.shapes(zoo.create(self.config, 2)).items()}
+        shapes = {name: tree["backbone"] for name, tree in zoo.shapes(zoo.create(self.config, 1)).items()}
         return keras_weights.load(self.weight_path, self.backbone.keras_layers(), shapes, self.config.model.sha256)
 
     @functools.cached_property

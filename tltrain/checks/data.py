@@ -1,45 +1,54 @@
-"""The images: enough of each class, all readable, and no picture in two splits or under two labels."""
+"""The examples: enough of each class, all readable, and none in two splits or under two labels."""
 
-import collections
 from collections.abc import Iterator
 
 import numpy as np
 
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
-from tltrain.data import inspect, sources
+from tltrain.data import inspect
 from tltrain.data.inspect import Looked
 from tltrain.errors import DataError
 from tltrain.runtime import console
+from tltrain.training.tasks.classification import Classification
 
 _NAMED = 5  # files that a line names
 _IMBALANCE = 3.0  # largest to smallest class, from which on it is worth a word
 _WIDE = 0.05  # half a 95 % interval of val accuracy that is too wide to choose by
 _LEAK = 0.01  # share of val or test that also stands in another split: what it can add to an accuracy
-_DARK = 64  # brightest pixel of all images: three quarters of the range unused
 
 
 def check_counts(case: Case) -> Iterator[Finding]:
     """Examples by split and class, and what these numbers let one say."""
-    data, config = case.data, case.config
+    data = case.data
     for name, split in data.splits.items():
-        counts = np.bincount(split.labels, minlength=len(data.class_names))
-        shown = ", ".join(f"{c} {count}" for c, count in zip(data.class_names[:10], counts, strict=False))
-        more = f", ... (smallest {counts.min()}, largest {counts.max()})" if len(counts) > 10 else ""
-        yield fine(f"{name}: {split.num_examples} images, {shown}{more}")
-        if name != "train":
-            yield from _precision(name, split.num_examples)
-            if absent := [c for c, count in zip(data.class_names, counts, strict=True) if not count]:
-                yield advice(f"{name} has no image of {_some(absent)}: its numbers say nothing of them")
-    sources.check(config, data)
-    weights = sources.class_weights(config.loss.class_weights, data)
-    counts = np.bincount(data.splits["train"].labels)
+        yield fine(f"{name}: {split.num_examples} {split.kind.name}, {_labels(data, split)}")
+        if name == "train":
+            continue
+        if data.task == "classification":
+            yield from _precision(name, split)
+        counts = split.class_counts(len(data.class_names))
+        if absent := [c for c, count in zip(data.class_names, counts, strict=True) if not count]:
+            yield advice(f"{name} has no {split.kind.name} of {_some(absent)}: its numbers say nothing of them")
+    if not isinstance(case.task, Classification):
+        return
+    counts = data.splits["train"].class_counts(len(data.class_names))
     ratio = counts.max() / counts.min()
-    if ratio >= _IMBALANCE and (weights == 1).all():
+    if ratio >= _IMBALANCE and set(case.task.class_weights) == {1.0}:
         yield advice(
-            f"the largest class of train has {ratio:.1f} times the images of the smallest: the head learns to add "
+            f"the largest class of train has {ratio:.1f} times the examples of the smallest: the head learns to add "
             f"log {ratio:.1f} = {np.log(ratio):.1f} to its score; loss.class_weights = 'auto' lets classes count alike"
         )
+
+
+def _labels(data, split):
+    """In words how labels are distributed."""
+    if not data.class_names:
+        low, mean, high = (f"{f(split.labels):.4g}" for f in (np.min, np.mean, np.max))
+        return f"labels from {low} to {high}, mean {mean}, deviation {split.labels.std():.4g}"
+    counts = split.class_counts(len(data.class_names))
+    shown = ", ".join(f"{c} {count}" for c, count in zip(data.class_names[:10], counts, strict=False))
+    return shown + (f", ... (smallest {counts.min()}, largest {counts.max()})" if len(counts) > 10 else "")
 
 
 def check_left_out(case: Case) -> Iterator[Finding]:
@@ -50,10 +59,10 @@ def check_left_out(case: Case) -> Iterator[Finding]:
         yield advice(f"left out: {console.counted(len(names), reason)}: {_some(list(names))}")
 
 
-def _precision(name, count):
-    low, high = wilson(0.9, count)
-    half = (high - low) / 2
-    text = f"{name}: an accuracy of 0.90 on {count} images is known to ± {100 * half:.1f} points (95 % interval)"
+def _precision(name, split):
+    low, high = wilson(0.9, split.num_examples)
+    half, examples = (high - low) / 2, f"{split.num_examples} {split.kind.name}"
+    text = f"{name}: an accuracy of 0.90 on {examples} is known to ± {100 * half:.1f} points (95 % interval)"
     yield fine(text) if half <= _WIDE else advice(f"{text}: too few to choose an epoch or a rate by")
 
 
@@ -65,28 +74,15 @@ def wilson(accuracy: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def check_files(case: Case) -> Iterator[Finding]:
-    """Unreadable files, sizes, modes, values."""
+    """Unreadable files."""
     looked, total = case.looked, sum(len(split.ids) for split in case.data.splits.values())
-    seen = sum(len(split.files) for split in looked.values())
+    seen, name = sum(len(split.files) for split in looked.values()), case.data.kind.name
     if seen < total:
-        yield advice(f"only {seen} of {total} images were looked at, evenly spread (--limit {case.limit} a split)")
-    for name, split in looked.items():
-        yield from _unreadable(case, name, split)
-    sizes = np.concatenate([split.sizes[split.readable] for split in looked.values()])
-    if not len(sizes):
-        return
-    yield from _sizes(sizes, case.config.data.image_size)
-    modes = collections.Counter(mode for split in looked.values() for mode in split.modes[split.readable])
-    yield from _modes(modes)
-    brightest = max(int(split.brightest.max()) for split in looked.values())
-    if brightest < _DARK:
-        yield problem(
-            f"no image is brighter than {brightest} of 255: their values were scaled before they were saved, or have "
-            "fewer bits than their files; save them as 0..255",
-            DataError.exit_code,
-        )
+        yield advice(f"only {seen} of {total} {name} were looked at, evenly spread (--limit {case.limit} a split)")
+    for role, split in looked.items():
+        yield from _unreadable(case, role, split)
     if case.config.data.source.startswith("tfds:"):
-        size = sum(_estimated_bytes(case, name) for name in looked)
+        size = sum(_estimated_bytes(case, role) for role in looked)
         yield fine(f"TFDS splits are held in memory, encoded: {size / 2**30:.2f} GiB")
 
 
@@ -97,48 +93,21 @@ def _estimated_bytes(case, name):
 
 def _unreadable(case, name, split: Looked):
     ids = [case.data.splits[name].ids[split.files[i]] for i in split.errors]
-    share, limit = len(ids) / len(split.files), case.config.data.max_corrupt
+    share, limit, kind = len(ids) / len(split.files), case.config.data.max_corrupt, case.data.kind.name
     if not ids:
-        yield fine(f"{name}: all {len(split.files)} images can be read")
+        yield fine(f"{name}: all {len(split.files)} {kind} can be read")
         return
     reason = next(iter(split.errors.values()))
-    text = f"{name}: {len(ids)} of {len(split.files)} images cannot be read: {_some(ids)} ({reason})"
+    text = f"{name}: {len(ids)} of {len(split.files)} {kind} cannot be read: {_some(ids)} ({reason})"
     if share > limit:
         yield problem(f"{text}; more than data.max_corrupt = {limit} allows: the run would stop", DataError.exit_code)
     else:
         yield advice(f"{text}; the run would leave them out")
 
 
-def _sizes(sizes, wanted):
-    order = np.argsort(sizes.prod(1), kind="stable")
-    least, middle, most = (f"{w} x {h}" for h, w in sizes[order[[0, len(order) // 2, -1]]])
-    small = int((sizes < np.asarray(wanted)).any(1).sum())
-    text = f"sizes: smallest {least}, median {middle}, largest {most}"
-    if small == 0:
-        yield fine(f"{text}; none is below the input of {wanted[1]} x {wanted[0]}")
-    elif small <= len(sizes) / 2:
-        yield fine(f"{text}; {small} are below the input of {wanted[1]} x {wanted[0]}, and enlarged")
-    else:
-        yield advice(
-            f"{text}; {small} of {len(sizes)} are below the input of {wanted[1]} x {wanted[0]}: they are enlarged, "
-            "and their time is spent on pixels that say nothing new; a smaller data.image_size may do"
-        )
-
-
-_MODES = {"RGB": "colour", "L": "grey", "CMYK": "CMYK", "RGBA": "transparent", "LA": "transparent grey", "P": "palette"}
-
-
-def _modes(modes):
-    shown = ", ".join(f"{count} {_MODES.get(m, m)}" for m, count in modes.most_common())
-    yield fine(f"modes: {shown}; all become RGB")
-    deep = sum(count for mode, count in modes.items() if mode.startswith("I"))
-    if deep:
-        yield advice(f"{deep} images have 16 bits a pixel: their upper 8 are used, the rest is cut off")
-
-
 def check_duplicates(case: Case) -> Iterator[Finding]:
-    """One picture in two splits makes val easier than the world; under two labels it cannot be learnt."""
-    groups = list(_same_bytes(case))
+    """An example in two splits makes val easier than the world; under two labels it cannot be learnt."""
+    groups, kind = list(_same_bytes(case)), case.data.kind.name
     leaks = [group for group in groups if len({name for name, _ in group}) > 1]
     conflicts = [group for group in groups if len({_label(case, *one) for one in group}) > 1]
     inner = [group for group in groups if len({name for name, _ in group}) == 1]
@@ -146,15 +115,15 @@ def check_duplicates(case: Case) -> Iterator[Finding]:
     if leaks:
         yield _leak(case, leaks, "files in two splits")
     if near:
-        yield _leak(case, near, "pictures in two splits as different files, of other quality, size or border")
+        yield _leak(case, near, f"{kind} in two splits as different files, of other quality, size or border")
     conflicts += [pair for pair in near if len({_label(case, *one) for one in pair}) > 1]
     if conflicts:
-        text = f"pictures with two labels: {len(conflicts)} ({_pairs(case, conflicts)}); keep the right one of each"
+        text = f"{kind} with two labels: {len(conflicts)} ({_pairs(case, conflicts)}); keep the right one of each"
         yield problem(text, DataError.exit_code)
     if inner:
         yield advice(f"files more than once in one split: {len(inner)} ({_pairs(case, inner)})")
     if not groups and not near:
-        yield fine("no file stands there twice, and no picture in two splits")
+        yield fine("no file stands there twice, and none is in two splits")
 
 
 def _leak(case, groups, what):
@@ -184,12 +153,13 @@ def _near(case) -> Iterator[list[tuple[str, int]]]:
     for first, second in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
         one, other = case.looked[first], case.looked[second]
         rows, columns = np.flatnonzero(one.readable), np.flatnonzero(other.readable)
-        for i, j, _ in inspect.near_pairs(one.hashes[rows], other.hashes[columns]):
+        seen = ([looked.seen[i] for i in chosen] for looked, chosen in ((one, rows), (other, columns)))
+        for i, j in case.data.kind.alike(*seen):
             yield [(first, int(rows[i])), (second, int(columns[j]))]
 
 
 def _label(case, name, i):
-    return int(case.data.splits[name].labels[case.looked[name].files[i]])
+    return case.data.splits[name].labels[case.looked[name].files[i]].tobytes()
 
 
 def _pairs(case, groups):

@@ -58,7 +58,7 @@ def check_disk(case: Case) -> Iterator[Finding]:
             "features.dtype = 'bfloat16', or a later freeze_until",
             WorkdirError.exit_code,
         )
-    needed, free = space.of_run(case.config, case.model), shutil.disk_usage(existing(case.workdir)).free
+    needed, free = space.of_run(case.setup), shutil.disk_usage(existing(case.workdir)).free
     text = f"checkpoints: up to {_mib(needed)}, {_mib(free)} free in {case.workdir}"
     there = (case.workdir / "checkpoints").exists()  # which counts for the run that is there
     fits = there or needed <= 0.95 * free

@@ -6,32 +6,26 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain.cache import features, forward, space
 from tltrain.cache.inputs import Inputs, SplitInputs
 from tltrain.checks.case import Case
 from tltrain.checks.finding import NotThereYetError
-from tltrain.data import pipeline
-from tltrain.data.preprocess import Augment
 from tltrain.errors import WeightsError
 from tltrain.experiment import evaluation, programs
 from tltrain.models import freeze, zoo
-from tltrain.runtime.workdir import Clock
+from tltrain.runtime.process import Process
 from tltrain.training import optim, steps
 
 
 class Due(NamedTuple):
-    """A store that a run would compute: stages `[start, cut)` over `split`, `num_views` times for augmented images."""
+    """A store that a run would compute: stages `[start, cut)` over `split`, `num_views` times where views are kept."""
 
     split: str
     start: int
     cut: int
     num_views: int
-    augment: Augment | None
     num_bytes: int
 
 
@@ -50,8 +44,8 @@ class Prepared(NamedTuple):
 
 @functools.cache
 def inputs_of(case: Case) -> Inputs:
-    """What decides for a run whether a phase sees images."""
-    return Inputs(case.config, case.model, case.data, case.mesh, Clock(), lambda: False)
+    """What decides for a run whether a phase sees examples."""
+    return Inputs(case.setup, Process())
 
 
 def names(case: Case) -> list[str]:
@@ -62,16 +56,13 @@ def names(case: Case) -> list[str]:
 @functools.cache
 def prepare(case: Case, name: str) -> Prepared:
     """Compiles what phase `name` runs, once; gradual unfreezing as it is in the end."""
-    config, model, phase = case.config, case.model, case.config[name]
-    shapes = zoo.shapes(model)
-    plan = freeze.plan(shapes["params"], model.backbone.stages, phase.freeze_until, phase.train_only)
-    per_epoch = pipeline.num_batches(case.data.splits["train"].num_examples, config.batch_size)
-    tx = optim.make(phase, optim.make_schedule(phase, per_epoch), plan, plan)
+    phase, shapes, plan = case.config[name], zoo.shapes(case.model), case.setup.plan(name)
+    tx = optim.make(phase, optim.make_schedule(phase, case.setup.steps_per_epoch), plan, plan)
     state = jax.eval_shape(lambda v: steps.create_state(v["params"], v["batch_stats"], tx, plan, phase.ema), shapes)
     train, val = (_seen(case, name, split, plan.cut) for split in ("train", "val"))
     started = time.perf_counter()
-    train_step = programs.train(config, name, model, case.data, case.mesh, tx, plan, train, state)
-    evaluation.prepare(model, val, config, case.mesh)
+    train_step = programs.train(case.setup, name, tx, plan, train, state)
+    evaluation.prepare(case.setup, val)
     return Prepared(name, train, val, plan, tx, state, train_step, time.perf_counter() - started)
 
 
@@ -83,20 +74,16 @@ def prepared(case: Case) -> list[Prepared]:
 def _seen(case, name, split, cut) -> SplitInputs:
     """As `Inputs.of_phase` gives it, but that nothing is computed, so stored activations have no batches."""
     train, inputs = split == "train", inputs_of(case)
-    if inputs.why_images(name, train):
-        return inputs.images(split, train and case.config[name].augment)
-    result = forward.result(program(case, 0, cut))
-    dtype = jnp.dtype(jnp.bfloat16) if case.config.features.dtype == "bfloat16" else result.dtype
-    return SplitInputs(lambda epoch, first: iter(()), cut, jax.ShapeDtypeStruct(result.shape[1:], dtype))
+    if inputs.why_examples(name, train):
+        return inputs.examples(split, train and case.config[name].augment)
+    row = space.as_stored(case.config, forward.result(program(case, 0, cut)))
+    return SplitInputs(lambda epoch, first: iter(()), cut, row)
 
 
 def program(case: Case, start: int, stop: int) -> forward.Program:
     """The frozen stages `[start, stop)` for a batch."""
-    row: Any = jax.ShapeDtypeStruct((1, *case.config.data.image_size, 3), np.uint8)
-    if start:
-        row = forward.result(program(case, 0, start))
-    shape = (case.config.batch_size, *row.shape[1:])
-    return forward.Program(case.model, start, stop, shape, np.dtype(row.dtype), case.mesh)
+    row = forward.result(program(case, 0, start)) if start else case.data.kind.shapes()
+    return forward.program(case.setup, start, stop, row)
 
 
 def due_stores(case: Case) -> list[Due]:
@@ -108,33 +95,26 @@ def due_stores(case: Case) -> list[Due]:
 
 
 def _due(case, name, split) -> Iterator[Due]:
-    config, model, inputs = case.config, case.model, inputs_of(case)
-    cut = freeze.cut(model.backbone.stages, config[name].freeze_until)
+    config, inputs, cut = case.config, inputs_of(case), case.setup.plan(name).cut
     augment = split == "train" and config[name].augment
-    if inputs.why_images(name, split == "train"):
+    if inputs.why_examples(name, split == "train"):
         return
     count = len(case.data.splits[split].ids)
     if augment:
-        random = augment_of(config)
-        views = [v for v in range(config.features.augment_views) if not _is_stored(case, split, cut, random, v)]
+        views = [v for v in range(config.features.augment_views) if not _is_stored(case, split, cut, v)]
         if views:
-            yield Due(split, 0, cut, len(views), random, len(views) * count * space.row_bytes(config, model, cut))
+            yield Due(split, 0, cut, len(views), len(views) * count * space.row_bytes(case.setup, cut))
         return
     start = 0
     for stop in sorted({c for c in inputs.plain_cuts(split) if c < cut} | {cut}):
-        if not _is_stored(case, split, stop, None, 0):
-            yield Due(split, start, stop, 1, None, count * space.row_bytes(config, model, stop))
+        if not _is_stored(case, split, stop, None):
+            yield Due(split, start, stop, 1, count * space.row_bytes(case.setup, stop))
         start = stop
 
 
-def augment_of(config: ConfigDict) -> Augment:
-    """The augmentation of the training images of `config`."""
-    return Augment(**config.data.augment.to_dict(), seed=config.seed)
-
-
-def _is_stored(case, split, cut, augment, view):
+def _is_stored(case, split, cut, view):
     try:
-        wanted = features.Wanted(case.data.splits[split], cut, augment, view)
-        return features.location(case.config, case.model, case.variables, wanted).is_dir()
+        wanted = features.Wanted(case.data.splits[split], cut, view)
+        return features.location(case.setup, case.variables, wanted).is_dir()
     except (NotThereYetError, WeightsError):  # without weights a store has no name
         return False

@@ -14,8 +14,10 @@ import numpy as np
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.checks.settings import norms
+from tltrain.data.kinds.images import Images
 from tltrain.errors import ConfigError, DataError
-from tltrain.models.backbone import Backbone, scale_pixels
+from tltrain.models import zoo
+from tltrain.models.image_backbone import ImageBackbone, scale_pixels
 
 # how many times nearer another scaling must be before it is called the right one: of 128 cats and dogs or fabrics the
 # right one is 1.7 to 3.8 times nearer than /255, 2.2 to 5.5 times nearer than values scaled twice, and of the cats and
@@ -27,7 +29,10 @@ _MIN_SAMPLE = 64  # images, of fewer the statistics vary as much as swapped chan
 
 def check_pixels(case: Case) -> Iterator[Finding]:
     """Range and mean of a sample, and the scaling that fits the backbone's statistics."""
-    sample, backbone = case.sample, case.backbone
+    if not isinstance(case.data.kind, Images):
+        return
+    sample, backbone = case.sample, zoo.BACKBONES[case.config.model.backbone]()
+    assert isinstance(backbone, ImageBackbone), "it takes images"
     low, high = (round(n) for n in np.percentile(sample, (0.1, 99.9)))
     mean = ", ".join(f"{n:.0f}" for n in sample.mean((0, 1, 2)))
     yield fine(f"{len(sample)} training images as the backbone gets them: values {low} to {high}, mean RGB {mean}")
@@ -42,7 +47,7 @@ def check_pixels(case: Case) -> Iterator[Finding]:
     elif not norms(backbone):
         yield fine("the backbone has no BatchNorm to compare with: only the range of the values was looked at")
     else:
-        yield from _fit(case, distances(backbone, case.loaded.variables, sample, case.model.pixels))
+        yield from _fit(case, distances(backbone, case.loaded.variables, sample, case.model.backbone.pixels))
 
 
 def _fit(case, found):
@@ -65,7 +70,7 @@ def _fit(case, found):
         yield fine(measured)
 
 
-def distances(backbone: Backbone, variables: dict, sample: np.ndarray, pixels: str) -> dict[str, float]:
+def distances(backbone: ImageBackbone, variables: dict, sample: np.ndarray, pixels: str) -> dict[str, float]:
     """How far the activations before the first BatchNorm layer are from those of its training, by scaling.
 
     Args:

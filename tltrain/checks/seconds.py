@@ -21,7 +21,6 @@ from tltrain.checks import memory, phases
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, NotThereYetError, advice, fine
 from tltrain.data import pipeline
-from tltrain.data.preprocess import Augment
 from tltrain.errors import WeightsError
 from tltrain.experiment import evaluation, report
 from tltrain.models import freeze, zoo
@@ -33,7 +32,7 @@ _FORWARD_BATCHES = 12  # that the frozen forward pass is timed on
 _KEPT_BATCHES = 4  # of their results, to time the steps that start from them
 _STEP_SECONDS, _MAX_STEPS = 4.0, 40  # at most, that a step is timed for
 
-Kept = dict[int, np.ndarray]
+Kept = dict[int, Any]  # activations by cut
 
 
 def check_seconds(case: Case) -> Iterator[Finding]:
@@ -74,7 +73,7 @@ def _variables(case) -> dict:
 
 
 def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
-    """Seconds an image between neighbouring `cuts`, some activations at each, and the seconds of compiling."""
+    """Seconds an example between neighbouring `cuts`, some activations at each, and the seconds of compiling."""
     per_image: dict[tuple[int, int], float] = {}
     kept: Kept = {}
     compiling = 0.0
@@ -84,23 +83,24 @@ def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
         program = phases.program(case, start, stop)
         run, frozen = forward.compiled(program), forward.constants(program, variables)
         compiling += time.perf_counter() - started
-        batches = _images(case, None) if start == 0 else _stored(case, kept[start])
+        batches = _examples(case, False) if start == 0 else _stored(case, kept[start])
         inputs = (batch["inputs"] for batch in itertools.islice(batches, _FORWARD_BATCHES))
         per_image[start, stop], kept[stop] = _time_forward(case, run, frozen, inputs)
     return per_image, kept, compiling
 
 
-def _time_forward(case, run, frozen, inputs: Iterator[np.ndarray]) -> tuple[float, np.ndarray]:
+def _time_forward(case, run, frozen, inputs: Iterator[Any]) -> tuple[float, Any]:
     def compute(x):
-        return np.asarray(run(frozen, parallel.put(x, case.mesh)))
+        return jax.device_get(run(frozen, parallel.put(x, case.mesh)))
 
     kept = [compute(next(inputs))]
-    started, num_images = time.perf_counter(), 0
+    started, num_batches = time.perf_counter(), 0
     for result in forward.in_order(compute, ((x,) for x in inputs), case.mesh):
-        num_images += len(result)
+        num_batches += 1
         if len(kept) < _KEPT_BATCHES:
             kept.append(result)
-    return (time.perf_counter() - started) / num_images, np.concatenate(kept)
+    seconds = (time.perf_counter() - started) / (num_batches * case.config.batch_size)
+    return seconds, jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
 
 
 def _extraction(case, store: phases.Due, per_image) -> float:
@@ -118,19 +118,18 @@ def _phase(case, phase: phases.Prepared, kept: Kept) -> float:
         variables["params"], variables["batch_stats"], phase.tx, phase.plan, config[phase.name].ema
     )
     state = jax.tree.map(np.asarray, start)
-    random = phases.augment_of(config) if config[phase.name].augment else None
-    step = _time_step(case, phase.train_step, state, _batches(case, phase.train, kept, random))
-    train = step * pipeline.num_batches(case.data.splits["train"].num_examples, config.batch_size)
+    step = _time_step(case, phase.train_step, state, _batches(case, phase.train, kept, config[phase.name].augment))
+    train = step * case.setup.steps_per_epoch
     val = len(case.data.splits["val"].ids) * _evaluation(case, phase, kept)
     save, again = _time_checkpoints(case, phase, state)
     return config[phase.name].epochs * (train + val + again) + save
 
 
 def _evaluation(case, phase: phases.Prepared, kept: Kept) -> float:
-    """Seconds to evaluate an image from what the phase sees of val; the head alone is left out."""
-    program = evaluation.program(case.model, phase.val, case.config, case.mesh)
+    """Seconds to evaluate an example from what the phase sees of val; the head alone is left out."""
+    program = evaluation.program(case.setup, phase.val)
     run, frozen = forward.compiled(program), forward.constants(program, _variables(case))
-    batches = itertools.islice(_batches(case, phase.val, kept, None), _FORWARD_BATCHES)
+    batches = itertools.islice(_batches(case, phase.val, kept, False), _FORWARD_BATCHES)
     return _time_forward(case, run, frozen, (batch["inputs"] for batch in batches))[0]
 
 
@@ -138,7 +137,7 @@ def _time_checkpoints(case, phase: phases.Prepared, state) -> tuple[float, float
     """Seconds of the first checkpoint, with what is frozen, and reading it back; and of each one after it."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(Checkpoints(Path(folder), 1, freeze.constants(phase.plan))) as checkpoints,
+        contextlib.closing(Checkpoints(Path(folder), 1, freeze.constants(phase.plan, state.params))) as checkpoints,
     ):
         started = time.perf_counter()
         checkpoints.save(1, state, {}, 0.0)
@@ -162,23 +161,25 @@ def _time_step(case, step: Callable[..., Any], state: Any, batches: Iterator[pip
 
 
 def _batches(case, inputs: SplitInputs, kept: Kept, augment) -> Iterator[pipeline.Batch]:
-    return _images(case, augment) if inputs.start == 0 else _stored(case, kept[inputs.start].astype(inputs.row.dtype))
+    if inputs.start == 0:
+        return _examples(case, augment)
+    return _stored(case, jax.tree.map(lambda a, like: a.astype(like.dtype), kept[inputs.start], inputs.row))
 
 
-def _images(case, augment: Augment | None) -> Iterator[pipeline.Batch]:
-    """Training images as a run reads them, as many batches as may be timed."""
-    split, config = case.data.splits["train"], case.config
-    index, mask = _rows(split.num_examples, config.batch_size)
+def _examples(case, augment: bool) -> Iterator[pipeline.Batch]:
+    """Training examples as a run reads them, as many batches as may be timed."""
+    split = case.data.splits["train"]
+    index, mask = _rows(split.num_examples, case.config.batch_size)
     corrupt = pipeline.Corrupt(split, 1.0, lambda message: None)  # they were all reported already
-    return pipeline.from_images(split, index, mask, config.data.image_size, config.data.resize, corrupt, augment)
+    return pipeline.from_examples(split, index, mask, corrupt, 0 if augment else None)
 
 
-def _stored(case, activations: np.ndarray) -> Iterator[pipeline.Batch]:
+def _stored(case, activations: Any) -> Iterator[pipeline.Batch]:
     """Batches of `activations`, over and over."""
-    index, mask = _rows(len(activations), case.config.batch_size)
-    labels = np.resize(case.data.splits["train"].labels, len(activations))
-    readable = np.ones(len(activations), bool)
-    return pipeline.from_arrays(lambda i: activations[i], readable, labels, index, mask)
+    count = len(jax.tree.leaves(activations)[0])
+    index, mask = _rows(count, case.config.batch_size)
+    labels, readable = np.resize(case.data.splits["train"].labels, count), np.ones(count, bool)
+    return pipeline.from_arrays(lambda i: jax.tree.map(lambda a: a[i], activations), readable, labels, index, mask)
 
 
 def _rows(count, batch_size):

@@ -1,10 +1,10 @@
 """The config: what is wrong with it, and what experience says against values that are allowed."""
 
+import contextlib
 from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
@@ -14,6 +14,7 @@ from tltrain.data import pipeline, sources
 from tltrain.errors import ConfigError
 from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm
 
 _SMALL_BATCH = 16  # examples; Wu and He 2018 (arXiv 1803.08494, figure 1): below it statistics are poor
@@ -23,7 +24,7 @@ _OLD_SHARE = 0.25  # of the old running statistics left at the end, above which 
 def repaired(config: ConfigDict) -> ConfigDict:
     """`config` without unknown keys, and with the default for every key whose value is missing or not allowed.
 
-    Images get the size that the backbone was trained on where the config leaves it to that; paths are absolute.
+    What the config leaves to the backbone, as the size of images, is the backbone's; paths are absolute.
 
     Raises:
         ConfigError: a path is a remote one.
@@ -32,9 +33,9 @@ def repaired(config: ConfigDict) -> ConfigDict:
     for key, (holds, _) in config_lib.RULES.items():
         if key in flat and holds(flat[key]):
             made.update_from_flattened_dict({key: flat[key]})
-    if made.data.image_size is None:
-        known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
-        made.data.image_size = known().input_size
+    known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
+    with contextlib.suppress(ConfigError):  # which `check_names` tells
+        known().resolve(made)
     return sources.with_absolute_paths(made)
 
 
@@ -59,7 +60,7 @@ def check_recipe(case: Case) -> Iterator[Finding]:
     """What experience says about values that are allowed."""
     config, backbone = case.config, case.backbone
     phases = [name for name in config_lib.PHASES if config[name].epochs]
-    if min(config.data.image_size) < min(backbone.input_size) / 2:
+    if isinstance(backbone, ImageBackbone) and min(config.data.image_size) < min(backbone.input_size) / 2:
         yield advice(
             f"data.image_size = {config.data.image_size} is less than half of the {backbone.input_size} that "
             f"{config.model.backbone} was trained on: what it knows of shapes fits larger images"
@@ -106,11 +107,11 @@ def _batch_norm(name, case):
         return
     if config.batch_size < _SMALL_BATCH:
         yield advice(
-            f"{name}.batch_norm = 'train' with batch_size = {config.batch_size}: statistics of so few images are "
+            f"{name}.batch_norm = 'train' with batch_size = {config.batch_size}: statistics of so few examples are "
             f"noisy; use {_SMALL_BATCH} or more, or batch_norm = 'inference'"
         )
     steps = phase.epochs * pipeline.num_batches(case.data.splits["train"].num_examples, config.batch_size)
-    momentum = max(norm.momentum for norm in norms(case.backbone))
+    momentum = max((norm.momentum for norm in norms(case.backbone)), default=0.0)
     if momentum**steps > _OLD_SHARE:
         yield advice(
             f"{name}.batch_norm = 'train': after {steps} steps at momentum {momentum:g} the stored statistics, by "
@@ -128,7 +129,6 @@ def norms(backbone: Backbone) -> list[BatchNorm]:
             found.append(context.module)
         return call(*args, **kwargs)
 
-    image = jnp.zeros((1, backbone.min_size, backbone.min_size, 3))
     with nn.intercept_methods(note):
-        jax.eval_shape(backbone.init, jax.random.key(0), image)
+        jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
     return found

@@ -65,7 +65,7 @@ _NO_FILE = {
 def kind_of(first: bytes) -> str:
     """What a file is that starts with the bytes `first`, of which 512 are enough, whatever its name.
 
-    One of `preprocess.FORMATS`, or a word for what else it is: "HEIC", "PDF", "HTML", "text", "empty", "unknown" ...
+    One of `image_decoding.FORMATS`, or a word for what else it is: "HEIC", "PDF", "HTML", "text", "empty" ...
     """
     first = bytes(first[:_FIRST])
     if not first:

@@ -1,4 +1,4 @@
-"""A folder of images -> splits, and what of it is no example."""
+"""A folder of files -> splits, and what of it is no example."""
 
 import collections
 import hashlib
@@ -12,14 +12,13 @@ import numpy as np
 
 from tltrain.data import content
 from tltrain.data.files import kind_of, read_file, read_first
-from tltrain.data.preprocess import FORMATS
+from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Data, Split
 from tltrain.errors import DataError, foreign_errors
 
 _PERCENT = re.compile(r"([^\[\]]+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")
 _ROLES = dict.fromkeys(("train", "training"), "train")
 _ROLES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | dict.fromkeys(("test", "testing"), "test")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELD_OUT = ("train[:80%]", "train[80%:]")  # what data.splits is where a config says nothing
 
 LeftOut = dict[str, list[str]]  # names by reason
@@ -37,11 +36,11 @@ def resolved(root: Path, expressions: tuple[str, ...]) -> tuple[str, ...]:
     return (("train", "val") if "val" in roles else HELD_OUT) + (("test",) if "test" in roles else ())
 
 
-def load(root: Path, expressions: tuple[str, ...]) -> Data:
+def load(root: Path, expressions: tuple[str, ...], kind: Kind) -> Data:
     """The splits that `expressions` name below `root`, in order by `train`, `val`, `test`; class names from the first.
 
     `root` has a sub-folder a class, or one a split with these in each (`Training`, `validation`, ... are known by their
-    names). Images are found at any depth, by content or suffix, in the order of their paths; which of them a
+    names). Examples of `kind` are found at any depth, in the order of their paths; which of them a
     percentage takes follows from their names alone.
 
     Raises:
@@ -62,17 +61,18 @@ def load(root: Path, expressions: tuple[str, ...]) -> Data:
             )
         paths, labels = [], []
         for label, name in enumerate(class_names):
-            images = [path for path in found[base].get(name, []) if _is_image(path, contents[path].kind)]
-            chosen = _slice(images, start, stop)
+            examples = [path for path in found[base].get(name, []) if kind.is_example(path, contents[path].kind)]
+            chosen = _slice(examples, start, stop)
             paths += chosen
             labels += [label] * len(chosen)
-        splits.append(_split(expression, root, paths, labels, contents))
+        splits.append(_split(expression, root, paths, labels, contents, kind))
     for path, what in contents.items():
-        if not _is_image(path, what.kind):
+        if not kind.is_example(path, what.kind):
             left_out[f"{path.suffix.lower() or what.kind} files"].append(_name(path, root))
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     sub_folders = tuple(base.name for base in found if base != root)
-    return Data(roles, class_names, {reason: tuple(names) for reason, names in left_out.items()}, sub_folders)
+    named = {reason: tuple(names) for reason, names in left_out.items()}
+    return Data(roles, class_names, left_out=named, sub_folders=sub_folders)
 
 
 def _name(path, root):
@@ -205,22 +205,17 @@ def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, 
     return {name: sorted(found) for name, found in files.items()}
 
 
-def _is_image(path, kind):
-    """Whether a file is an example; one that has the name of an image and is none counts among the unreadable."""
-    return kind in FORMATS or path.suffix.lower() in SUFFIXES
-
-
-def images_below(folder: Path) -> tuple[list[Path], LeftOut]:
-    """The images at any depth below `folder`, by path, and what else lies there."""
+def examples_below(folder: Path, kind: Kind) -> tuple[list[Path], LeftOut]:
+    """The examples of `kind` at any depth below `folder`, by path, and what else lies there."""
     left_out: LeftOut = collections.defaultdict(list)
     files = _walk({"": folder}, folder, left_out)[""]
-    images = []
+    examples = []
     for path in files:
-        if _is_image(path, kind := kind_of(read_first(path))):
-            images.append(path)
+        if kind.is_example(path, what := kind_of(read_first(path))):
+            examples.append(path)
         else:
-            left_out[f"{path.suffix.lower() or kind} files"].append(_name(path, folder))
-    return images, left_out
+            left_out[f"{path.suffix.lower() or what} files"].append(_name(path, folder))
+    return examples, left_out
 
 
 def _slice(files, start, stop):
@@ -229,8 +224,9 @@ def _slice(files, start, stop):
     return ranked[round(len(ranked) * start / 100) : round(len(ranked) * stop / 100)]
 
 
-def _split(expression: str, root: Path, paths: Sequence[Path], labels: Sequence[int], contents) -> Split:
+def _split(expression: str, root: Path, paths: Sequence[Path], labels: Sequence[int], contents, kind: Kind) -> Split:
     ids = tuple(_name(path, root) for path in paths)
     files = {i: contents[path].sha256 for i, path in zip(ids, paths, strict=True)}
     fingerprint = hashlib.sha256(b"".join(files.values())).hexdigest()
-    return Split(expression, ids, np.asarray(labels, np.int32), lambda i: read_file(paths[i]), fingerprint, files)
+    read, targets = (lambda i: read_file(paths[i])), np.asarray(labels, np.int32)
+    return Split(expression, ids, targets, read, kind, fingerprint, files)

@@ -1,17 +1,17 @@
 """Splits -> batches. The batch at (epoch, i) is a pure function of (seed, epoch, i), never of history.
 
-A batch is `{"inputs": uint8 [B, H, W, 3] or float [B, ...], "label": int32 [B], "mask": bool [B], "index": int32 [B]}`;
-`mask` is False where a row repeats an example to fill the last batch, or its image cannot be read.
+A batch is `{"inputs": [B, ...], "label": int32 [B], "mask": bool [B], "index": int32 [B]}`; `inputs` are rows of
+examples as their kind makes them, or stored activations: an array, or a dict of arrays. `mask` is False where a row
+repeats an example to fill the last batch, or its example cannot be read.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
-from tltrain.data.augment import Augment
-from tltrain.data.preprocess import load_image
 from tltrain.data.split import Split
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, reason_of
@@ -37,7 +37,7 @@ def rows(
 
     Returns:
         `(index, mask)`, int32 and bool `[num_batches - first, B]`. The last batch is filled with examples from the
-        beginning of the epoch, masked: rows of real images, so that statistics of the batch are not spoilt.
+        beginning of the epoch, masked: rows of real examples, so that statistics of the batch are not spoilt.
     """
     order = np.arange(num_examples) if shuffle is None else np.random.default_rng(shuffle).permutation(num_examples)
     total = num_batches(num_examples, batch_size) * batch_size
@@ -47,7 +47,7 @@ def rows(
 
 
 class Corrupt:
-    """The unreadable images of a split: each is named once, and too many of them end the run."""
+    """The unreadable examples of a split: each is named once, and too many of them end the run."""
 
     def __init__(self, split: Split, limit: float, warn: Callable[[str], None]) -> None:
         self.split, self.limit, self.warn = split, limit, warn
@@ -65,50 +65,48 @@ class Corrupt:
         """Raises DataError where more than `limit`, a share of the split, are unreadable, or all are."""
         if len(self.indices) == len(self.split.ids) > 0:
             raise DataError(
-                f"none of {len(self.split.ids)} images can be read; in {self.split.expression}: {self.split.ids[0]} "
-                "...; see what is said of each"
+                f"none of {len(self.split.ids)} {self.split.kind.name} can be read; in {self.split.expression}: "
+                f"{self.split.ids[0]} ...; see what is said of each"
             )
         if len(self.indices) > self.limit * len(self.split.ids):
             names = ", ".join(self.split.ids[i] for i in sorted(self.indices)[:5])
             raise DataError(
-                f"{len(self.indices)} of {len(self.split.ids)} images cannot be read; in {self.split.expression}: "
-                f"{names}; repair or remove them, or raise data.max_corrupt = {self.limit}"
+                f"{len(self.indices)} of {len(self.split.ids)} {self.split.kind.name} cannot be read; in "
+                f"{self.split.expression}: {names}; repair or remove them, or raise data.max_corrupt = {self.limit}"
             )
 
 
-def from_images(
-    split: Split,
-    index: np.ndarray,
-    mask: np.ndarray,
-    size: tuple[int, int],
-    resize: str,
-    corrupt: Corrupt,
-    augment: Augment | None = None,
-    epoch: int = 0,
+def from_examples(
+    split: Split, index: np.ndarray, mask: np.ndarray, corrupt: Corrupt, epoch: int | None = None
 ) -> Iterator[Batch]:
-    """Batches of decoded images for the rows `index`, `mask` `[num_batches, B]`, by a parallel `tf.data` pipeline.
+    """Batches of the rows `index`, `mask` `[num_batches, B]` of examples, decoded by a parallel `tf.data` pipeline.
+
+    With an `epoch` each is varied at random, as its kind does it.
 
     Raises:
-        DataError: more unreadable images than `corrupt` allows, or what `split.read` raises of this class; whatever
-            else it or the decoder raises is an unreadable image.
+        DataError: more unreadable examples than `corrupt` allows, or what `split.read` raises of this class; whatever
+            else it or the decoder raises is an unreadable example.
     """
     tf = import_tensorflow()
-    black = np.zeros((*size, 3), np.uint8)
+    leaves, tree = jax.tree.flatten(split.kind.shapes())
+    blank = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
     failed: list[DataError] = []
 
     def load(i):  # raises nothing: TensorFlow would make another error of it, and may wait for ever
         try:
             if not failed:
-                return load_image(split.read(i), size, resize, augment, (epoch, int(i))), True
+                key = None if epoch is None else (epoch, int(i))
+                return *jax.tree.leaves(split.kind.row(split.read(i), key)), True
         except DataError as error:
             failed.append(error)
         except Exception as error:
             corrupt.add(int(i), reason_of(error))
-        return black, False
+        return *blank, False
 
     def load_row(i, keep):
-        image, readable = tf.numpy_function(load, [i], (tf.uint8, tf.bool), stateful=False)
-        return {"inputs": tf.ensure_shape(image, black.shape), "mask": keep & readable, "index": i}
+        *row, readable = tf.numpy_function(load, [i], [*(leaf.dtype for leaf in leaves), tf.bool], stateful=False)
+        row = tuple(tf.ensure_shape(array, leaf.shape) for array, leaf in zip(row, leaves, strict=True))
+        return {"inputs": row, "mask": keep & readable, "index": i}
 
     dataset = tf.data.Dataset.from_tensor_slices((index.reshape(-1), mask.reshape(-1)))
     dataset = dataset.map(load_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -116,11 +114,12 @@ def from_images(
         if failed:
             raise failed[0]
         corrupt.check()
-        yield batch | {"label": split.labels[batch["index"]]}
+        inputs = jax.tree.unflatten(tree, batch["inputs"])
+        yield batch | {"inputs": inputs, "label": split.labels[batch["index"]]}
 
 
 def from_arrays(
-    take: Callable[[np.ndarray], np.ndarray],
+    take: Callable[[np.ndarray], Any],
     readable: np.ndarray,
     labels: np.ndarray,
     index: np.ndarray,

@@ -2,15 +2,18 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain.data import content
+from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Data, Split
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, foreign_errors
@@ -18,11 +21,12 @@ from tltrain.places import cache_dir
 from tltrain.runtime import sealed
 
 
-def load(name: str, config: ConfigDict) -> Data:
+def load(name: str, config: ConfigDict, kind: Kind) -> Data:
     """The splits that `config.splits` names of the TFDS data set `name`, prepared where it is not, and its class names.
 
     Raises:
-        DataError: it cannot be prepared or is no classification data set, or a split cannot be read or held in memory.
+        DataError: it cannot be prepared, has no labels that are classes or a number, or a split cannot be read or held
+            in memory.
     """
     import tensorflow_datasets as tfds  # without TensorFlow, which it imports where a file is read
 
@@ -31,13 +35,54 @@ def load(name: str, config: ConfigDict) -> Data:
         if not builder.is_prepared():
             import_tensorflow()
             builder.download_and_prepare()
-    keys = builder.info.supervised_keys
-    if not keys or not hasattr(builder.info.features[keys[1]], "names"):
-        raise DataError(f"{name} is no classification data set; TFDS declares {keys}; choose another data.source")
+    labels = _Labels.of(tfds, builder.info)
+    if labels is None:
+        keys = builder.info.supervised_keys
+        raise DataError(
+            f"{name} has no labels that are classes or a number; TFDS declares {keys}; choose another data.source"
+        )
     with _unreadable(builder):
-        splits = [_tfds_split(tfds, builder, expression, keys, config) for expression in config.splits]
+        splits = [_tfds_split(tfds, builder, expression, labels, config, kind) for expression in config.splits]
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
-    return Data(roles, tuple(builder.info.features[keys[1]].names))
+    return Data(roles, labels.class_names, labels.task)
+
+
+class _Labels(NamedTuple):
+    """What the labels of a data set are, see `Data`, and the type of one."""
+
+    task: str
+    class_names: tuple[str, ...]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tfds: Any, info: Any) -> "_Labels | None":
+        """Those of a data set; None where they are of no task."""
+        feature = info.features[info.supervised_keys[1]] if info.supervised_keys else None
+        if isinstance(feature, tfds.features.ClassLabel):
+            return cls("classification", tuple(feature.names), np.dtype(np.int32), ())
+        inner = getattr(feature, "feature", None)
+        if isinstance(inner, tfds.features.ClassLabel):
+            return cls("multi_label", tuple(inner.names), np.dtype(bool), (len(inner.names),))
+        if feature is not None and feature.shape == () and np.issubdtype(np.dtype(feature.np_dtype), np.number):
+            return cls("regression", (), np.dtype(np.float32), ())
+        return None
+
+    def array(self, labels: Sequence[Any]) -> np.ndarray:
+        """What TFDS gives of all examples; raises DataError where one is no class."""
+        if self.task != "multi_label":
+            wide = np.asarray(labels, np.float64 if self.task == "regression" else np.int64)
+            if self.task == "classification" and (wide != (narrow := wide.astype(np.int32))).any():
+                raise DataError(f"label {wide[wide != narrow][0]} is no class; of TFDS; correct it")
+            return wide.astype(self.dtype)
+        found = np.zeros((len(labels), *self.shape), bool)
+        for row, classes in zip(found, labels, strict=True):
+            if len(classes) and not 0 <= min(classes) <= max(classes) < len(row):
+                raise DataError(
+                    f"labels {[int(c) for c in classes]} are not all in 0..{len(row) - 1}; of TFDS; correct them"
+                )
+            row[classes] = True
+        return found
 
 
 def _unreadable(builder):
@@ -71,8 +116,8 @@ def _tfds_errors(name, config):
         ) from error
 
 
-def _tfds_split(tfds, builder, expression, keys, config):
-    """One split, its encoded images read into memory when the first is asked for: the files have no random access."""
+def _tfds_split(tfds, builder, expression, labels, config, kind):
+    """One split, its encoded examples read into memory when the first is asked for: the files have no random access."""
     full_name = builder.info.full_name
     try:
         instructions = builder.info.splits[expression].file_instructions
@@ -82,8 +127,8 @@ def _tfds_split(tfds, builder, expression, keys, config):
     gib = sum(stat.length * i.take / i.examples_in_shard for stat, i in zip(stats, instructions, strict=True)) / 2**30
     if gib > config.max_memory_gib:
         raise DataError(
-            f"split {expression!r} of {full_name} holds {gib:.1f} GiB of encoded images, more than "
-            f"data.max_memory_gib = {config.max_memory_gib}; raise it, take a smaller split, or use a folder of images"
+            f"split {expression!r} of {full_name} holds {gib:.1f} GiB of encoded {kind.name}, more than "
+            f"data.max_memory_gib = {config.max_memory_gib}; raise it, take a smaller split, or use a folder of files"
         )
     ids = tuple(f"{os.path.basename(i.filename)}[{i.skip + k}]" for i in instructions for k in range(i.take))
     paths = [Path(os.fspath(i.filename)) for i in instructions]
@@ -91,37 +136,43 @@ def _tfds_split(tfds, builder, expression, keys, config):
     files = {path.name: what.sha256 for path, what in zip(paths, contents, strict=True)}
     facts = (full_name, ids, sorted(files.items()))
     fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-    records = _Records(lambda: _read_records(tfds, builder, expression, keys, len(ids)))
-    labels = _stored_labels(fingerprint, len(ids), lambda: [label for _, label in records.all()])
-    return Split(expression, ids, labels, lambda i: records.all()[i][0], fingerprint, files)
+    records = _Records(lambda: _read_records(tfds, builder, expression, len(ids)))
+    found = _stored_labels(fingerprint, len(ids), labels, lambda: [label for _, label in records.all()])
+    return Split(expression, ids, found, lambda i: records.all()[i][0], kind, fingerprint, files)
 
 
 class _Records:
     """The examples of a split, read when they are first asked for, by whichever thread."""
 
-    def __init__(self, read: Callable[[], list[tuple[bytes, int]]]) -> None:
+    def __init__(self, read: Callable[[], list[tuple[bytes, Any]]]) -> None:
         self._read, self._lock = read, threading.Lock()
-        self._records: list[tuple[bytes, int]] | None = None
+        self._records: list[tuple[bytes, Any]] | None = None
 
-    def all(self) -> list[tuple[bytes, int]]:
-        """Encoded image and label of each."""
+    def all(self) -> list[tuple[bytes, Any]]:
+        """Encoded example and label of each."""
         with self._lock:
             if self._records is None:
                 self._records = self._read()
             return self._records
 
 
-def _read_records(tfds, builder, expression, keys, count):
+def _read_records(tfds, builder, expression, count):
     import_tensorflow()
-    image_key, label_key = keys
+    example_key, label_key = builder.info.supervised_keys
+    feature = builder.info.features[example_key]
+    encoded = {example_key: tfds.decode.SkipDecoding()} if isinstance(feature, tfds.features.Image) else None
     dataset = builder.as_dataset(
         split=expression,
-        decoders={image_key: tfds.decode.SkipDecoding()},
+        decoders=encoded,
         read_config=tfds.ReadConfig(interleave_cycle_length=1),
         shuffle_files=False,
     )
     with _unreadable(builder):
-        records = [(record[image_key], int(record[label_key])) for record in dataset.as_numpy_iterator()]
+        records = [(record[example_key], record[label_key]) for record in dataset.as_numpy_iterator()]
+    if any(not isinstance(example, bytes) for example, _ in records):
+        raise DataError(
+            f"{builder.info.full_name} has no encoded examples; {feature} is not read; choose another source"
+        )
     if len(records) != count:
         raise DataError(
             f"split {expression!r} of {builder.info.full_name} has {len(records)} examples, its metadata says "
@@ -130,15 +181,12 @@ def _read_records(tfds, builder, expression, keys, count):
     return records
 
 
-def _stored_labels(fingerprint: str, count: int, read: Callable[[], list[int]]) -> np.ndarray:
-    """Labels, int32 `[count]`, kept in the cache folder: where features are stored no image need be read for them."""
+def _stored_labels(fingerprint: str, count: int, labels: _Labels, read: Callable[[], list[Any]]) -> np.ndarray:
+    """Labels `[count, ...]`, kept in the cache folder: where features are stored no example need be read for them."""
     path = cache_dir() / "labels" / fingerprint
     kept = sealed.read(path)
-    if kept is not None and len(kept) == 4 * count:
-        return np.frombuffer(kept, np.int32)
-    labels = np.asarray(read(), np.int64)
-    if (labels != labels.astype(np.int32)).any():
-        raise DataError(f"label {labels[labels != labels.astype(np.int32)][0]} is no class; of TFDS; correct it")
-    labels = labels.astype(np.int32)
-    sealed.write(path, labels.tobytes())
-    return labels
+    if kept is not None and len(kept) == count * math.prod(labels.shape) * labels.dtype.itemsize:
+        return np.frombuffer(kept, labels.dtype).reshape(count, *labels.shape)
+    made = labels.array(read())
+    sealed.write(path, made.tobytes())
+    return made

@@ -1,7 +1,6 @@
 """A finished run, read back from its workdir: what every verb after training starts from."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from tltrain import config as config_lib
 from tltrain.cache.inputs import Inputs
 from tltrain.config import PHASES
 from tltrain.data import identity, sources
+from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Data, Split
 from tltrain.errors import DataError, TerminatedError, WeightsError
 from tltrain.experiment import evaluation
@@ -21,9 +21,12 @@ from tltrain.models import freeze, zoo
 from tltrain.models.classifier import Classifier
 from tltrain.runtime import parallel
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
+from tltrain.runtime.process import Process
 from tltrain.runtime.record import PARTS, read_json, read_report
-from tltrain.runtime.workdir import Clock
 from tltrain.training import steps
+from tltrain.training.setup import Setup
+from tltrain.training.tasks import choose
+from tltrain.training.tasks.task import Task
 
 
 class Finished(NamedTuple):
@@ -35,13 +38,32 @@ class Finished(NamedTuple):
 
     path: Path
     config: ConfigDict
-    class_names: tuple[str, ...]
+    task: Task
     model: Classifier
     variables: dict
     phase: str
     cut: int
     report: dict[str, Any]
     made_of: dict[str, Any]
+
+    @property
+    def kind(self) -> Kind:
+        """What its examples are."""
+        return zoo.kind(self.config)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the model; () where labels are numbers."""
+        return self.task.class_names
+
+    def data(self, split: Split, name: str) -> Data:
+        """`split`, whose labels are those of the run, as data."""
+        return Data({name: split}, self.class_names, self.task.name)
+
+    def split(self, expression: str) -> Split:
+        """The split `expression` of what its config names; raises DataError where that cannot be read."""
+        like = Data({}, self.class_names, self.task.name)
+        return sources.load_split(self.config.data, self.kind, expression, like)
 
 
 def load(path: Path) -> Finished:
@@ -54,12 +76,12 @@ def load(path: Path) -> Finished:
     """
     report = read_report(path, [name for name in PARTS if name.endswith(".json")])
     config = config_lib.from_dict(read_json(path / "config.json"))
-    class_names = tuple(report["class_names"])
-    model = zoo.create(config, len(class_names))
+    task = choose.of_finished(config, report["task"]["name"], tuple(report["class_names"]))
+    model = zoo.create(config, task.num_outputs)
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
     cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
     variables, made_of = model_of(path, config, model, phase, step), read_json(path / "identity.json")
-    return Finished(path, config, class_names, model, variables, phase, cut, report, made_of)
+    return Finished(path, config, task, model, variables, phase, cut, report, made_of)
 
 
 def own_split(run: Finished, expression: str) -> Split:
@@ -68,7 +90,7 @@ def own_split(run: Finished, expression: str) -> Split:
     Raises:
         DataError: it cannot be read, or its files are not what they were.
     """
-    split = sources.load_split(run.config.data, expression, run.class_names)
+    split = run.split(expression)
     if changed := identity.changes(run.made_of, split):
         raise DataError(
             f"{run.config.data.source} is not what the run saw; {'; '.join(changed)}; put it back, or name it by "
@@ -84,35 +106,34 @@ def model_of(path: Path, config: ConfigDict, model: Classifier, phase: str, step
         WeightsError: the checkpoint is missing or damaged.
     """
     options, shapes = config[phase], zoo.shapes(model)
-    plan = freeze.plan(shapes["params"], model.backbone.stages, options.freeze_until, options.train_only)
-    folder = path / "checkpoints" / phase
-    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
+    plan = freeze.plan(model.backbone.stages, options.freeze_until, options.train_only)
+    folder, constants = path / "checkpoints" / phase, freeze.constants(plan, shapes["params"])
+    with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, constants)) as checkpoints:
         step = checkpoints.best() if step is None else step
         if step is None:
             raise WeightsError(f"no sound checkpoint of {phase}; in {folder}; start in a new workdir")
         leaves, _ = checkpoints.restore(step)
-    average = freeze.split(shapes["params"], plan.labels)[0] if options.ema else None
+    average = freeze.split(shapes["params"], plan)[0] if options.ema else None
     like = steps.TrainState(jnp.int32(step), shapes["params"], shapes["batch_stats"], (), average)
     return steps.variables(with_leaves(like, leaves))
 
 
-def evaluate(run: Finished, split: Split, stop: Callable[[], bool], features: np.ndarray | None = None) -> Evaluation:
-    """The best model of `run` on `split`, whose labels index its class names; `features` as for `evaluation.over`.
+def evaluate(run: Finished, split: Split, process: Process, features: np.ndarray | None = None) -> Evaluation:
+    """The best model of `run` on `split`, whose labels are as those of the run; `features` as for `evaluation.over`.
 
-    Equal images give bitwise the logits of the run's own evaluation, on CPU and unless `features.dtype` rounds.
+    Equal examples give bitwise the logits of the run's own evaluation, on CPU and unless `features.dtype` rounds.
 
     Raises:
-        DataError: too many unreadable images.
-        TerminatedError: `stop()` became true.
+        DataError: too many unreadable examples.
+        TerminatedError: `process.stop()` became true.
     """
     settings = config_lib.copied(run.config)
     for phase in PHASES:
         settings[phase].epochs = int(phase == run.phase)  # no other phase wants activations of its own
-    mesh = parallel.make_mesh(settings.batch_size)
-    data = Data({"given": split}, run.class_names)
-    inputs = Inputs(settings, run.model, data, mesh, Clock(), stop).of_phase(run.phase, "given", run.variables)
+    setup = Setup(settings, run.data(split, "given"), run.task, run.model, parallel.make_mesh(settings.batch_size))
+    inputs = Inputs(setup, process).of_phase(run.phase, "given", run.variables)
     title = f"evaluating {split.expression}"
-    found = evaluation.over(run.model, run.variables, inputs, split, title, mesh, settings, stop, features)
+    found = evaluation.over(setup, run.variables, inputs, split, title, process.stop, features)
     if found is None:
         raise TerminatedError(f"stopped while {split.expression} was evaluated; nothing was written")
     return found

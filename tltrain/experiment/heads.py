@@ -10,21 +10,17 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain.cache.inputs import SplitInputs, batch_shapes
-from tltrain.data import pipeline, sources
-from tltrain.data.split import Data
 from tltrain.errors import TerminatedError
 from tltrain.experiment import evaluation
 from tltrain.models import freeze
-from tltrain.models.classifier import Classifier
 from tltrain.runtime import console, parallel
-from tltrain.runtime.workdir import Clock
+from tltrain.runtime.process import Process
 from tltrain.training import metrics, optim, steps
+from tltrain.training.setup import Setup
 
 _IN_FLIGHT = 50  # steps whose results may wait on the device
 
@@ -40,30 +36,20 @@ class Heads:
 
 
 class Group(NamedTuple):
-    """What all heads of a grid share; `config` is that of any of them."""
+    """What all heads of a grid share; the config of `setup` is that of any of them."""
 
-    config: ConfigDict
-    data: Data
-    model: Classifier
-    mesh: Mesh
-    plan: freeze.Plan
-    clock: Clock
-    stop: Callable[[], bool]
+    setup: Setup
+    process: Process
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps that see every training example once."""
-        return pipeline.num_batches(self.data.splits["train"].num_examples, self.config.batch_size)
-
-    @property
-    def own_plan(self) -> freeze.Plan:
-        """`plan` of a tree that holds the head alone."""
-        return self.plan._replace(labels={"backbone": {}, "head": self.plan.labels["head"]})
+    def plan(self) -> freeze.Plan:
+        """That of their probe."""
+        return self.setup.plan("probe")
 
 
 def initial(group: Group, configs: Sequence[Sequence[ConfigDict]], params: Sequence[Any]) -> Heads:
     """The grid at step 0: `configs` `[seeds, arms]`, `params` the initial `params["head"]` of each seed."""
-    probe, plan = group.config.probe, group.own_plan
+    probe, plan = group.setup.config.probe, group.plan
     tx = optim.make(probe, optim.make_schedule(probe, 1), plan, plan)
     states = [steps.create_state({"backbone": {}, "head": head}, {}, tx, plan, probe.ema) for head in params]
     num_arms = len(configs[0])
@@ -87,26 +73,18 @@ def at(tree: Any, place: tuple[int, int]) -> Any:
 
 def _train_step(heads, batch, *, group: Group, axis_name: str | None = None):
     """`steps.train_step` of each head; the seeds are the second axis of `batch`."""
-    config = group.config
-    class_weights = jnp.asarray(sources.class_weights(config.loss.class_weights, group.data))
+    setup, plan = group.setup, group.plan
+    recipe = steps.recipe(setup.config, "probe", setup.task, plan, plan.cut)
 
     def one(head, batch):
         numbers = {"learning_rate": head.learning_rate, "weight_decay": head.weight_decay}
-        probe = SimpleNamespace(**config.probe.to_dict() | numbers)
+        probe = SimpleNamespace(**setup.config.probe.to_dict() | numbers)
         state, result = steps.train_step(
             head.state,
             batch,
-            model=group.model,
-            tx=optim.make(probe, optim.make_schedule(probe, group.steps_per_epoch), group.own_plan, group.own_plan),
-            plan=group.own_plan,
-            start=group.plan.cut,
-            seed=head.seed,
-            batch_norm_train=False,
-            smoothing=config.loss.label_smoothing,
-            class_weights=class_weights,
-            ema=config.probe.ema,
-            mixup=0.0,
-            cutmix=0.0,
+            model=setup.model,
+            tx=optim.make(probe, optim.make_schedule(probe, setup.steps_per_epoch), plan, plan),
+            recipe=recipe._replace(seed=head.seed),
             axis_name=axis_name,
         )
         return head.replace(state=state), result
@@ -118,7 +96,8 @@ def _eval_step(heads, batch, *, group: Group, axis_name: str | None = None):
     """`steps.eval_step` of each head: sums `[seeds, arms]`, logits `[B, seeds, arms, D]`."""
 
     def one(head, batch):
-        return steps.eval_step(steps.variables(head.state), batch, model=group.model, axis_name=axis_name)
+        fixed = {"model": group.setup.model, "task": group.setup.task}
+        return steps.eval_step(steps.variables(head.state), batch, **fixed, axis_name=axis_name)
 
     return jax.vmap(jax.vmap(one, (0, None), (0, 1)), (0, 1), (0, 1))(heads, batch)
 
@@ -134,13 +113,13 @@ def compile_eval(group: Group, heads: Heads, inputs: Sequence[SplitInputs]) -> C
 
 
 def _compile(group, step, heads, inputs, **options):
-    shapes = {
-        name: jax.ShapeDtypeStruct((shape.shape[0], len(inputs), *shape.shape[1:]), shape.dtype)
-        for name, shape in batch_shapes(inputs[0].row, group.config.batch_size).items()
-    }
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], len(inputs), *leaf.shape[1:]), leaf.dtype),
+        batch_shapes(group.setup, inputs[0].row),
+    )
     step = functools.partial(step, group=group)
-    with group.clock("compile"):
-        return parallel.compile_step(step, heads, shapes, group.mesh, group.config.parallel, **options)
+    with group.process.clock("compile"):
+        return parallel.compile_step(step, heads, shapes, group.setup.mesh, group.setup.config.parallel, **options)
 
 
 def train_epoch(
@@ -149,12 +128,13 @@ def train_epoch(
     """The heads after epoch `epoch`, and what `steps.train_step` told of each step, leaves `[seeds, arms]`."""
     finished: list[Any] = []
     pending: list[Any] = []
-    title = f"{heads.seed.size} probes {epoch + 1}/{group.config.probe.epochs}"
-    with console.progress(title, group.steps_per_epoch) as update, group.clock("train"):
+    num_epochs, num_steps = group.setup.config.probe.epochs, group.setup.steps_per_epoch
+    title = f"{heads.seed.size} probes {epoch + 1}/{num_epochs}"
+    with console.progress(title, num_steps) as update, group.process.clock("train"):
         for batch in _batches(group, inputs, epoch):
             heads, result = train_step(heads, batch)
             pending.append(result)
-            if len(pending) == _IN_FLIGHT or len(finished) + len(pending) == group.steps_per_epoch:
+            if len(pending) == _IN_FLIGHT or len(finished) + len(pending) == num_steps:
                 finished += jax.device_get(pending)
                 pending.clear()
                 update(len(finished))
@@ -165,11 +145,11 @@ def evaluate_over(
     group: Group, eval_step: Callable[[Heads, Any], Any], heads: Heads, inputs: Sequence[SplitInputs], split: str
 ) -> dict[tuple[int, int], evaluation.Evaluation]:
     """What `evaluation.over` tells of each head, by its place in the grid."""
-    labels, grid = group.data.splits[split].labels, heads.seed.shape
+    labels, grid = group.setup.data.splits[split].labels, heads.seed.shape
     totals = {place: metrics.Total() for place in np.ndindex(grid)}
-    logits = np.zeros((len(labels), *grid, group.model.num_outputs), np.float32)
+    logits = np.zeros((len(labels), *grid, group.setup.model.num_outputs), np.float32)
     counted = np.zeros((len(labels), len(inputs)), bool)
-    with group.clock("eval"):
+    with group.process.clock("eval"):
         for batch in _batches(group, inputs, None):
             sums, of_rows = jax.device_get(eval_step(heads, batch))
             for place, total in totals.items():
@@ -178,7 +158,7 @@ def evaluate_over(
             real = mask.any(1)  # rows that fill the last batch repeat others
             logits[index[real]], counted[index[real]] = of_rows[real], mask[real]
         return {
-            (s, a): evaluation.of_logits(total, logits[:, s, a], counted[:, s], labels)
+            (s, a): evaluation.of_logits(group.setup.task, total, logits[:, s, a], counted[:, s], labels)
             for (s, a), total in totals.items()
         }
 
@@ -190,7 +170,7 @@ def _batches(group, inputs, epoch) -> Iterator[Any]:
         for parts in zip(*(split.batches(epoch, 0) for split in inputs), strict=True):
             yield jax.tree.map(lambda *arrays: np.stack(arrays, 1), *parts)
 
-    for batch in parallel.prefetch(stacked(), group.mesh, group.config.parallel):
-        if group.stop():
+    for batch in parallel.prefetch(stacked(), group.setup.mesh, group.setup.config.parallel):
+        if group.process.stop():
             raise TerminatedError("stopped while probes were trained together; the same command trains them again")
         yield batch

@@ -2,40 +2,34 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tltrain.cache.inputs import Inputs, SplitInputs
-from tltrain.data.split import Data
 from tltrain.errors import DivergedError, TerminatedError
 from tltrain.experiment import evaluation, programs, report
 from tltrain.models import freeze
-from tltrain.models.classifier import Classifier
 from tltrain.runtime import console, parallel
 from tltrain.runtime.checkpoint import Checkpoints
+from tltrain.runtime.process import Process
 from tltrain.runtime.scalars import Scalars
-from tltrain.runtime.workdir import Clock, Workdir
+from tltrain.runtime.workdir import Workdir
 from tltrain.training import metrics, optim, steps
+from tltrain.training.setup import Setup
 
 
 class Run(NamedTuple):
-    """What the phases of one run share."""
+    """What the phases of one run share: what is fixed of it, the process that does it, its inputs and its record."""
 
-    config: ConfigDict
-    work: Workdir
-    data: Data
-    model: Classifier
-    mesh: Mesh
+    setup: Setup
+    process: Process
     inputs: Inputs
+    work: Workdir
     scalars: Scalars
-    clock: Clock
-    stop: Callable[[], bool]
 
 
 class Phase(NamedTuple):
@@ -60,16 +54,16 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
 
     Raises:
         DivergedError: a loss or gradient is not finite.
-        TerminatedError: `run.stop()` was true; the state is saved.
+        TerminatedError: `run.process.stop()` was true; the state is saved.
     """
     frozen = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
     console.say("Compiling the training and evaluation steps ...")
-    with run.clock("compile"):
-        evaluation.prepare(run.model, val, run.config, run.mesh)
-    state = parallel.replicate(state, run.mesh)
+    with run.process.clock("compile"):
+        evaluation.prepare(run.setup, val)
+    state = parallel.replicate(state, run.setup.mesh)
     compiled = None
-    while not is_over(run.config, phase.name, phase.record["history"]):
+    while not is_over(run.setup, phase.name, phase.record["history"]):
         epoch = len(phase.record["history"])
         now = freeze.at_epoch(phase.plan, epoch, phase.config.unfreeze_every_epochs)
         if now.cut != compiled:
@@ -80,24 +74,24 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         found = evaluate_split(run, steps.variables(state), val, "val")
         if found is None:
             _stop(run, phase, state, total)
-        rate = (phase.steps_per_epoch - first) * run.config.batch_size / passed
-        score = record_epoch(run, phase, total.summary(), found.scores, passed, rate)
+        rate = (phase.steps_per_epoch - first) * run.setup.config.batch_size / passed
+        score = record_epoch(run, phase, _means(run, total), found.scores, passed, rate)
         save(run, phase, int(state.step), state, score)
 
 
 def save(run: Run, phase: Phase, step: int, state: Any, score: float) -> None:
     """Writes the checkpoint of `step`, which knows what was logged until then."""
-    phase.record.update(clock=run.clock.total(), logged=run.work.logged(phase.name))
+    phase.record.update(clock=run.process.clock.total(), logged=run.work.logged(phase.name))
     phase.checkpoints.save(step, state, phase.record, score)
 
 
 def evaluate_split(run: Run, variables: dict, inputs: SplitInputs, split: str) -> evaluation.Evaluation | None:
     """What `evaluation.over` tells of `variables` on a split of `run`; None where it was stopped."""
-    with run.clock("compile"):
-        evaluation.prepare(run.model, inputs, run.config, run.mesh)
-    with run.clock("eval"):
-        examples, title = run.data.splits[split], f"evaluating {split}"
-        return evaluation.over(run.model, variables, inputs, examples, title, run.mesh, run.config, run.stop)
+    with run.process.clock("compile"):
+        evaluation.prepare(run.setup, inputs)
+    with run.process.clock("eval"):
+        examples, title = run.setup.data.splits[split], f"evaluating {split}"
+        return evaluation.over(run.setup, variables, inputs, examples, title, run.process.stop)
 
 
 def record_epoch(
@@ -108,10 +102,10 @@ def record_epoch(
     Args:
         run: of which it is a part.
         phase: of which it is the next epoch.
-        train: mean loss and accuracy over its training steps.
+        train: mean loss and `metric` of the task over its training steps.
         val: the scores after it, as by `evaluation.over`.
         seconds: of its training steps.
-        rate: images a second of these.
+        rate: examples a second of these.
 
     Raises:
         DivergedError: the val loss is not finite.
@@ -123,27 +117,33 @@ def record_epoch(
     phase.record["history"].append(entry)
     phase.record["partial"] = None
     run.work.append_metrics(entry | {"seconds": seconds})
-    run.scalars.write(
-        phase.name, step, {f"{s}/{k}": entry[s][k] for s in ("train", "val") for k in ("loss", "accuracy")}
-    )
-    console.say(report.epoch_line(entry, phase.config.epochs, rate))
-    return _score(run.config, val)
+    told = ("loss", run.setup.task.metric)
+    run.scalars.write(phase.name, step, {f"{split}/{k}": entry[split][k] for split in ("train", "val") for k in told})
+    console.say(report.epoch_line(entry, phase.config.epochs, _speed(run, rate)))
+    return run.setup.task.rank(val, run.setup.config.checkpoint.best)
 
 
-def _score(config, scores):
-    """What ranks an epoch, larger is better, by its `scores` on val."""
-    return scores["accuracy"] if config.checkpoint.best == "accuracy" else -scores["loss"]
+def _speed(run, rate):
+    return f"{rate:.0f} {run.setup.data.kind.rate}"
 
 
-def best_step(config: ConfigDict, history: list[dict[str, Any]]) -> int | None:
+def _means(run, total):
+    return total.summary(run.setup.task.metric)
+
+
+def _ranks(setup, history):
+    return [setup.task.rank(entry["val"], setup.config.checkpoint.best) for entry in history]
+
+
+def best_step(setup: Setup, history: list[dict[str, Any]]) -> int | None:
     """The step of the best epoch on val, the earliest of equals; None where none is finished."""
-    ranked = [(_score(config, entry["val"]), -entry["step"]) for entry in history]
+    ranked = [(rank, -entry["step"]) for rank, entry in zip(_ranks(setup, history), history, strict=True)]
     return -max(ranked)[1] if ranked else None
 
 
-def is_over(config: ConfigDict, name: str, history: list[dict[str, Any]]) -> bool:
+def is_over(setup: Setup, name: str, history: list[dict[str, Any]]) -> bool:
     """Whether the phase `name` has done all its epochs, or as many as its patience without a better one."""
-    phase, scores = config[name], [_score(config, entry["val"]) for entry in history]
+    phase, scores = setup.config[name], _ranks(setup, history)
     if phase.patience and scores and len(scores) - 1 - scores.index(max(scores)) >= phase.patience:
         return True
     return len(scores) >= phase.epochs
@@ -155,39 +155,40 @@ def _compile_train(run, phase, now, state, inputs):
         stage = (*now.stages, "the head")[now.cut]
         console.say(f"{phase.name}: from epoch {len(phase.record['history']) + 1} on {stage} trains ...")
     tx = optim.make(phase.config, phase.schedule, phase.plan, now)
-    with run.clock("compile"):
-        return programs.train(run.config, phase.name, run.model, run.data, run.mesh, tx, now, inputs, state)
+    with run.process.clock("compile"):
+        return programs.train(run.setup, phase.name, tx, now, inputs, state)
 
 
 def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, epoch: int):
     """Steps to the end of `epoch`, also from its middle; returns the state and the totals of the whole epoch."""
+    config, clock = run.setup.config, run.process.clock
     first = int(state.step) - epoch * phase.steps_per_epoch
     begun = phase.record["partial"]
     total = metrics.Total(**(begun or {}))
     pending: list[Any] = []
-    batches = parallel.prefetch(train.batches(epoch, first), run.mesh, run.config.parallel)
+    batches = parallel.prefetch(train.batches(epoch, first), run.setup.mesh, config.parallel)
     title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
-    started, shown, waited = time.perf_counter(), time.perf_counter(), run.clock.seconds["input"]
+    started, shown, waited = time.perf_counter(), time.perf_counter(), clock.seconds["input"]
     with console.progress(title, phase.steps_per_epoch, first) as update:
         for i in range(first, phase.steps_per_epoch):
-            with run.clock("input"):
+            with clock("input"):
                 batch = next(batches)
-            with run.clock("train"):
+            with clock("train"):
                 state, step_metrics = train_step(state, batch)
             pending.append(step_metrics)
-            step, stop = epoch * phase.steps_per_epoch + i + 1, run.stop()
+            step, stop = epoch * phase.steps_per_epoch + i + 1, run.process.stop()
             last = i + 1 == phase.steps_per_epoch
-            every = run.config.checkpoint.every_steps
+            every = config.checkpoint.every_steps
             save = every and step % every == 0 and not last
-            if save or stop or last or step % run.config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
-                with run.clock("train"):
+            if save or stop or last or step % config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
+                with clock("train"):
                     record_steps(run, phase, jax.device_get(pending), total, step)
                     pending.clear()
                 phase.record["seconds"] += time.perf_counter() - shown
-                phase.record["seconds_waiting"] += run.clock.seconds["input"] - waited
-                shown, waited = time.perf_counter(), run.clock.seconds["input"]
-                rate = (i + 1 - first) * run.config.batch_size / (shown - started)
-                update(i + 1, report.progress_note(total.summary(), rate))
+                phase.record["seconds_waiting"] += clock.seconds["input"] - waited
+                shown, waited = time.perf_counter(), clock.seconds["input"]
+                rate = (i + 1 - first) * config.batch_size / (shown - started)
+                update(i + 1, report.progress_note(_means(run, total), _speed(run, rate)))
             if stop:
                 _stop(run, phase, state, total)
             if save:
@@ -219,10 +220,13 @@ def record_steps(
         _check_finite(float(counted.loss), f"{phase.name}: loss at step {step}")
         _check_finite(float(grad_norm), f"{phase.name}: gradient at step {step}")
         total.add(counted)
-        if step % run.config.log.every_steps == 0:
+        if step % run.setup.config.log.every_steps == 0:
             one = metrics.Total()
             one.add(counted)
-            scalars = one.summary() | {"grad_norm": float(grad_norm), "learning_rate": float(phase.schedule(step - 1))}
+            scalars = _means(run, one) | {
+                "grad_norm": float(grad_norm),
+                "learning_rate": float(phase.schedule(step - 1)),
+            }
             run.work.append_metrics({"phase": phase.name, "step": step, **scalars})
             run.scalars.write(phase.name, step, {f"step/{key}": value for key, value in scalars.items()})
 

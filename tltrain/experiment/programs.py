@@ -4,47 +4,27 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from tltrain.cache.inputs import SplitInputs, batch_shapes
-from tltrain.data import sources
-from tltrain.data.split import Data
 from tltrain.models import freeze
-from tltrain.models.classifier import Classifier
 from tltrain.runtime import parallel
 from tltrain.training import steps
+from tltrain.training.setup import Setup
 
 Program = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def train(
-    config: ConfigDict,
-    name: str,
-    model: Classifier,
-    data: Data,
-    mesh: Mesh,
+    setup: Setup,
+    phase: str,
     tx: optax.GradientTransformation,
-    plan: freeze.Plan,
+    now: freeze.Plan,
     inputs: SplitInputs,
     state: steps.TrainState,
 ) -> Program:
-    """`steps.train_step` of the phase `name` for states like `state`, which it consumes, and batches of `inputs`."""
-    step = functools.partial(
-        steps.train_step,
-        model=model,
-        tx=tx,
-        plan=plan,
-        start=inputs.start,
-        seed=config.seed,
-        batch_norm_train=config[name].batch_norm == "train",
-        smoothing=config.loss.label_smoothing,
-        ema=config[name].ema,
-        mixup=config[name].mixup,
-        cutmix=config[name].cutmix,
-        class_weights=jnp.asarray(sources.class_weights(config.loss.class_weights, data)),
-    )
-    shapes = batch_shapes(inputs.row, config.batch_size)
-    return parallel.compile_step(step, state, shapes, mesh, config.parallel, donate=True)
+    """`steps.train_step` of `phase` while `now` trains, for states like `state`, which it consumes, and `inputs`."""
+    recipe = steps.recipe(setup.config, phase, setup.task, now, inputs.start)
+    step = functools.partial(steps.train_step, model=setup.model, tx=tx, recipe=recipe)
+    shapes = batch_shapes(setup, inputs.row)
+    return parallel.compile_step(step, state, shapes, setup.mesh, setup.config.parallel, donate=True)

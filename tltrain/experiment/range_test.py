@@ -9,7 +9,7 @@ past it, else one that is trained in the folder `find_lr` of it.
 import contextlib
 import json
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +21,15 @@ from tltrain import config as config_lib
 from tltrain import places
 from tltrain.cache.inputs import Inputs, SplitInputs
 from tltrain.data import sources
-from tltrain.data.split import Data
 from tltrain.errors import ConfigError, TerminatedError
 from tltrain.experiment import finished, programs, train
-from tltrain.models import freeze, zoo
-from tltrain.models.classifier import Classifier
+from tltrain.models import zoo
 from tltrain.pages import charts, page
 from tltrain.runtime import console, parallel
+from tltrain.runtime.process import Process
 from tltrain.runtime.record import read_json
-from tltrain.runtime.workdir import Clock
-from tltrain.training import optim, steps
+from tltrain.training import optim, setup, steps
+from tltrain.training.setup import Setup
 
 _KEPT = 0.9  # share of the running mean of the loss that a step keeps
 _DIVERGED = 4.0  # times the lowest running mean so far
@@ -46,7 +45,7 @@ class Curve(NamedTuple):
 
 
 def run(
-    config: ConfigDict, workdir: Path, name: str | None, test: tuple[float, float, int], stop: Callable[[], bool]
+    config: ConfigDict, workdir: Path, name: str | None, test: tuple[float, float, int], process: Process
 ) -> dict[str, Any]:
     """Makes the range test of phase `name` of `config`, by `test` `(low, high, steps)`; shows and returns the result.
 
@@ -65,17 +64,14 @@ def run(
         raise ConfigError(f"{name}.epochs = 0: the phase is skipped; in the config; name another by --phase")
     if low >= high:
         raise ConfigError(f"--low = {low:g} is not below --high = {high:g}; on the command line; let the rate rise")
-    mesh = parallel.make_mesh(config.batch_size)
-    data = sources.load(config.data, config.seed)
-    sources.check(config, data)
-    model = zoo.create(config, len(data.class_names))
+    fixed = setup.load(config, process.clock)
     if name == "finetune" and config.probe.epochs:
-        variables = _after_probe(config, workdir, model, stop)
+        variables = _after_probe(fixed, workdir, process)
     else:
-        variables, _ = train.initial_variables(config, model)
-    inputs = Inputs(config, model, data, mesh, Clock(), stop).of_phase(name, "train", variables)
+        variables, _ = train.initial_variables(config, fixed.model)
+    inputs = Inputs(fixed, process).of_phase(name, "train", variables)
     rates = low * (high / low) ** (np.arange(num_steps) / (num_steps - 1))
-    with contextlib.closing(_losses(config, name, model, data, mesh, variables, inputs, rates, stop)) as losses:
+    with contextlib.closing(_losses(fixed, name, variables, inputs, rates, process)) as losses:
         curve = smoothed(rates, losses)
     found = {"phase": name, "suggestion": suggestion(curve)} | {key: v.tolist() for key, v in curve._asdict().items()}
     _write(workdir / "find_lr.json", found)
@@ -85,8 +81,9 @@ def run(
     return found
 
 
-def _after_probe(config: ConfigDict, workdir: Path, model: Classifier, stop: Callable[[], bool]) -> dict:
+def _after_probe(fixed: Setup, workdir: Path, process: Process) -> dict:
     """The variables that fine-tuning begins with."""
+    config = fixed.config
     stored = read_json(workdir / "config.json")
     if stored is not None:
         changed = [line for line in config_lib.differences(config, stored) if not line.startswith("finetune.")]
@@ -96,37 +93,34 @@ def _after_probe(config: ConfigDict, workdir: Path, model: Classifier, stop: Cal
             )
         if (workdir / "report.json").exists() or (workdir / "checkpoints" / "finetune").exists():
             console.say(f"The probe is that of the run in {workdir}.")
-            return finished.model_of(workdir, config, model, "probe")
+            return finished.model_of(workdir, config, fixed.model, "probe")
     alone = config_lib.copied(config)
     alone.finetune.epochs = 0
     console.say(f"The probe is trained first, in {workdir / 'find_lr'}.")
-    train.run(alone, workdir / "find_lr", Clock(), stop)
-    return finished.model_of(workdir / "find_lr", alone, model, "probe")
+    train.run(alone, workdir / "find_lr", Process(stop=process.stop))
+    return finished.model_of(workdir / "find_lr", alone, fixed.model, "probe")
 
 
 def _losses(
-    config: ConfigDict,
+    fixed: Setup,
     name: str,
-    model: Classifier,
-    data: Data,
-    mesh: jax.sharding.Mesh,
     variables: dict,
     inputs: SplitInputs,
     rates: np.ndarray,
-    stop: Callable[[], bool],
+    process: Process,
 ) -> Generator[float, None, None]:
     """The mean loss before each step, the rate of which is the next of `rates`."""
-    phase, low, growth = config[name], float(rates[0]), float(rates[1] / rates[0])
-    plan = freeze.plan(variables["params"], model.backbone.stages, phase.freeze_until, phase.train_only)
+    phase, plan, mesh = fixed.config[name], fixed.plan(name), fixed.mesh
+    low, growth = float(rates[0]), float(rates[1] / rates[0])
     tx = optim.make(phase, lambda step: low * growth**step, plan, plan)
     state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, phase.ema)
     state = parallel.replicate(jax.tree.map(np.asarray, state), mesh)
     console.say("Compiling the training step ...")
-    train_step = programs.train(config, name, model, data, mesh, tx, plan, inputs, state)
-    batches = parallel.prefetch(_endless(inputs), mesh, config.parallel)
+    train_step = programs.train(fixed, name, tx, plan, inputs, state)
+    batches = parallel.prefetch(_endless(inputs), mesh, fixed.config.parallel)
     with console.progress(f"raising the rate of {name}", len(rates)) as update:
         for done, batch in zip(range(len(rates)), batches, strict=False):
-            if stop():
+            if process.stop():
                 raise TerminatedError("stopped while the rate was raised; nothing is kept; start again")
             state, (counted, _) = train_step(state, batch)
             update(done + 1)

@@ -11,6 +11,10 @@ from ml_collections import ConfigDict
 from tltrain.data.split import Data
 from tltrain.models import freeze
 from tltrain.runtime import console
+from tltrain.training.setup import Setup
+
+# how scores are called where they are shown
+LABELS = {"auc": "AUC", "f1_macro": "macro F1", "f1_micro": "micro F1", "map": "mAP", "mae": "MAE", "r2": "R2"}
 
 
 def number(value: float | None) -> str:
@@ -27,7 +31,8 @@ def data_line(data: Data) -> str:
     """Sizes of the splits and names of the classes; in a second line what was left out."""
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in data.splits.items())
     shown = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
-    line = f"Data: {counts} images of {len(data.class_names)} classes ({shown})"
+    labels = f"of {len(data.class_names)} classes ({shown})" if data.class_names else "with a number each"
+    line = f"Data: {counts} {data.kind.name} {labels}{', several at once' if data.task == 'multi_label' else ''}"
     line += f"; the sub-folders {', '.join(data.sub_folders)} are splits" if data.sub_folders else ""
     return line + (f"\nLeft out: {left_out(data.left_out)}; tltrain.doctor names them" if data.left_out else "")
 
@@ -54,7 +59,7 @@ def parameters_by_stage(params: Any, plan: freeze.Plan) -> list[dict[str, Any]]:
 
     Neighbours on one side of the cut share a row, from the stage `first` to the stage `last`; the head has its own.
     """
-    parts = freeze.split(params, plan.labels)
+    parts = freeze.split(params, plan)
     rows: list[dict[str, Any]] = []
     for i, stage in enumerate(plan.stages):
         trainable, frozen = (num_parameters(part["backbone"][stage]) for part in parts)
@@ -84,32 +89,39 @@ def num_parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def progress_note(summary: dict[str, float], rate: float) -> str:
-    """Loss, accuracy and speed so far, beside the bar."""
-    return f"loss {number(summary['loss'])} accuracy {number(summary['accuracy'])} {rate:.0f} img/s"
+def is_score(value: Any) -> bool:
+    """Whether `value`, of the record of a split, is a score; None stands for one that is not defined."""
+    return value is None or isinstance(value, float)
 
 
-def epoch_line(entry: dict[str, Any], epochs: int, rate: float) -> str:
+def figures(scores: Mapping[str, Any], sep: str = " ") -> str:
+    """Scores in a line, by name, without what else `report.json` has of a split."""
+    numbers = {name: value for name, value in scores.items() if is_score(value)}
+    return sep.join(f"{LABELS.get(name, name)} {number(value)}" for name, value in numbers.items())
+
+
+def progress_note(summary: dict[str, float], rate: str) -> str:
+    """Scores and speed so far, beside the bar."""
+    return f"{figures(summary)} {rate}"
+
+
+def epoch_line(entry: dict[str, Any], epochs: int, rate: str) -> str:
     """One epoch in one line."""
-    train, val = entry["train"], entry["val"]
-    auc = f" AUC {number(val['auc'])}" if "auc" in val else ""
-    return (
-        f"{entry['phase']} {entry['epoch']}/{epochs}: loss {number(train['loss'])} accuracy {number(train['accuracy'])}"
-        f" | val loss {number(val['loss'])} accuracy {number(val['accuracy'])}{auc} | {rate:.0f} img/s"
-    )
+    where = f"{entry['phase']} {entry['epoch']}/{epochs}"
+    return f"{where}: {figures(entry['train'])} | val {figures(entry['val'])} | {rate}"
 
 
 def phase_result(
     config: ConfigDict,
     record: dict[str, Any],
     best_step: int,
-    num_images: int,
+    num_examples: int,
     params: Any,
     plan: freeze.Plan,
 ) -> dict[str, Any]:
     """A finished phase: its history, the epoch that was best on val, the last one, its speed and its size."""
     history = record["history"]
-    trainable, frozen = freeze.split(params, plan.labels)
+    trainable, frozen = freeze.split(params, plan)
     return {
         "epochs": config.epochs,
         "stopped_early": len(history) < config.epochs,
@@ -122,34 +134,37 @@ def phase_result(
         "history": history,
         "seconds": round(record["seconds"], 3),
         "share_waiting_for_input": round(record["seconds_waiting"] / record["seconds"], 4),
-        "images_per_second": round(num_images * len(history) / record["seconds"], 1),
+        "examples_per_second": round(num_examples * len(history) / record["seconds"], 1),
     }
 
 
 def of_run(
-    data: Data,
+    setup: Setup,
     phases: dict[str, Any],
     chosen: str,
     origin: dict[str, Any],
     measured: dict[str, dict[str, Any]],
     num_corrupt: dict[str, int],
-    images_per_second: float | None,
+    examples_per_second: float | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The content of `report.json`.
 
     Args:
-        data: of the run.
+        setup: of the run.
         phases: `phase_result` of each, by name.
         chosen: the phase whose best model is the run's.
         origin: of the initial weights.
         measured: what `evaluation.in_detail` says of that model.
-        num_corrupt: unreadable images by split.
-        images_per_second: of its frozen stages, see `Inputs.images_per_second`.
+        num_corrupt: unreadable examples by split.
+        examples_per_second: of its frozen stages, see `Inputs.examples_per_second`.
         seconds: by part of the run.
     """
+    data = setup.data
     counts = {name: split.class_counts(len(data.class_names)) for name, split in data.splits.items()}
     return {
+        "task": {"name": setup.task.name, "metric": setup.task.metric, "unit": setup.task.unit},
+        "kind": {"name": data.kind.name, "rate": data.kind.rate, "shown_as": data.kind.shown_as},
         "class_names": list(data.class_names),
         "fingerprints": {name: split.fingerprint for name, split in data.splits.items()},
         "num_examples": {name: split.num_examples for name, split in data.splits.items()},
@@ -159,7 +174,7 @@ def of_run(
         "chosen": {"phase": chosen, **phases[chosen]["best"], "val": measured["val"]},
         **({"test": measured["test"]} if "test" in measured else {}),
         "num_corrupt": num_corrupt,
-        "features": {"images_per_second": None if images_per_second is None else round(images_per_second, 1)},
+        "features": {"examples_per_second": None if examples_per_second is None else round(examples_per_second, 1)},
         "seconds": {part: round(spent, 2) for part, spent in seconds.items()},
     }
 
@@ -172,16 +187,17 @@ def waits_for(phase: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any], workdir: Path) -> None:
     """Prints the result of a run: one row a phase, then the chosen model and where everything lies."""
-    rows = []
+    metric, rows = report["task"]["metric"], []
+    shown = [key for key, value in next(iter(report["phases"].values()))["best"]["val"].items() if is_score(value)]
     for name, phase in report["phases"].items():
         best, last = phase["best"], phase["last"]
-        row = [name, f"{best['epoch']}/{phase['epochs']}"]
-        row += [number(best["val"].get(key)) for key in ("loss", "accuracy", "auc")]
-        row += [number(last["val"]["accuracy"]), f"{phase['images_per_second']:.0f}", f"{phase['seconds']:.1f}"]
+        row = [name, f"{best['epoch']}/{phase['epochs']}", *(number(best["val"][key]) for key in shown)]
+        row += [number(last["val"][metric]), f"{phase['examples_per_second']:.0f}", f"{phase['seconds']:.1f}"]
         rows.append(row)
-    columns = ["phase", "best", "loss", "accuracy", "AUC", "last acc.", "img/s", "seconds"]
+    columns = ["phase", "best", *(LABELS.get(key, key) for key in shown), f"last {LABELS.get(metric, metric)}"]
+    columns += [report["kind"]["rate"], "seconds"]
     console.say("")
-    console.table(f"Result on {report['num_examples']['val']} val images", columns, rows)
+    console.table(f"Result on {report['num_examples']['val']} val {report['kind']['name']}", columns, rows)
     for name, phase in report["phases"].items():
         if (done := len(phase["history"])) < phase["epochs"]:
             best = phase["best"]["epoch"]
@@ -189,15 +205,15 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     chosen = report["chosen"]
     baseline = chosen["val"]["baseline"]
     console.say(
-        f"Best on val: {chosen['phase']}, epoch {chosen['epoch']}, accuracy {number(chosen['val']['accuracy'])}; "
-        f"always answering '{baseline['answer']}' gives {number(baseline['accuracy'])}."
+        f"Best on val: {chosen['phase']}, epoch {chosen['epoch']}, {LABELS.get(metric, metric)} "
+        f"{number(chosen['val'][metric])}; always answering '{baseline['answer']}' gives {number(baseline[metric])}."
     )
     if "test" in report:
-        test = report["test"]
-        console.say(f"On test, which saw no choice: accuracy {number(test['accuracy'])}, loss {number(test['loss'])}.")
+        test = {key: report["test"][key] for key in (metric, "loss")}
+        console.say(f"On test, which saw no choice: {figures(test, ', ')}.")
     skipped = sum(report["num_corrupt"].values())
     if skipped:
-        console.say(f"{skipped} unreadable images were skipped.")
+        console.say(f"{skipped} unreadable {report['kind']['name']} were skipped.")
     waits = ", ".join(f"{name} {waits_for(phase)}" for name, phase in report["phases"].items())
     console.say(f"Steps wait for: {waits} of their time.")
     console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))

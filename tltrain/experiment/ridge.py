@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tltrain.cache import forward
-from tltrain.data import sources
 from tltrain.errors import TerminatedError
 from tltrain.experiment import evaluation, loop
 from tltrain.experiment.loop import Phase, Run
@@ -18,12 +17,12 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
     """Solves for the head of `state`, evaluates it on val, records it as the one epoch of `phase`, and saves it.
 
     Raises:
-        TerminatedError: `run.stop()` was true; the same command begins again.
+        TerminatedError: `run.process.stop()` was true; the same command begins again.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, variables) for split in ("train", "val"))
     started = time.perf_counter()
-    with run.clock("train"):
+    with run.process.clock("train"):
         gram, cross = _sums(run, variables, train)
         head = solve(gram, cross, phase.config.weight_decay)
     seconds = time.perf_counter() - started
@@ -41,18 +40,16 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
 
 
 def _sums(run, variables, train):
-    """`X^T W X` and `X^T W Y` over all examples, of features with a last column of ones and targets of -1 and 1."""
-    class_weights = sources.class_weights(run.config.loss.class_weights, run.data)
-    num_outputs = run.model.num_outputs
-    program = evaluation.program(run.model, train, run.config, run.mesh)
+    """`X^T W X` and `X^T W Y` over all examples, of features with a last column of ones and the targets of the task."""
+    program = evaluation.program(run.setup, train)
     gram = cross = np.float64(0)
     for batch in forward.activations(program, variables, train.batches(None, 0)):
         label, features = np.asarray(batch["label"]), np.asarray(batch["inputs"], np.float64)
         rows = np.concatenate([features, np.ones((len(features), 1))], 1)
-        answer = label[:, None] == (np.ones(1) if num_outputs == 1 else np.arange(num_outputs))
-        weighted = rows * (class_weights[label] * np.asarray(batch["mask"]))[:, None]
-        gram, cross = gram + weighted.T @ rows, cross + weighted.T @ np.where(answer, 1.0, -1.0)
-        if run.stop():
+        targets, weights = run.setup.task.ridge(label)
+        weighted = rows * (weights * np.asarray(batch["mask"]))[:, None]
+        gram, cross = gram + weighted.T @ rows, cross + weighted.T @ targets
+        if run.process.stop():
             raise TerminatedError("stopped before the ridge probe was solved; the same command solves it")
     return gram, cross
 

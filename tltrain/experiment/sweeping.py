@@ -5,7 +5,6 @@ goes on, and a finished run is not done again.
 """
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirEr
 from tltrain.experiment import report, table, together, train
 from tltrain.models import zoo
 from tltrain.runtime import console
+from tltrain.runtime.process import Process
 from tltrain.runtime.record import read_json, read_report
-from tltrain.runtime.workdir import Clock
 
 
 class Member(NamedTuple):
@@ -85,16 +84,16 @@ def _changed(base, arm):
     return config
 
 
-def run(runs: list[Member], workdir: Path, stop: Callable[[], bool]) -> int:
+def run(runs: list[Member], workdir: Path, process: Process) -> int:
     """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code."""
     num_failed = exit_code = 0
-    failed = _train_together(runs, stop)
+    failed = _train_together(runs, process)
     for i, member in enumerate(runs, 1):
         title = f"[{i}/{len(runs)}] {member.arm}, seed {member.config.seed}"
         try:
             if member.path in failed:
                 raise failed[member.path]
-            result = _result(member, title, stop)
+            result = _result(member, title, process)
             console.say(f"{title}: {_outcome(result)}")
         except TerminatedError:
             raise
@@ -109,7 +108,7 @@ def run(runs: list[Member], workdir: Path, stop: Callable[[], bool]) -> int:
     return exit_code
 
 
-def _train_together(runs, stop):
+def _train_together(runs, process):
     """Trains the probes that differ in numbers alone and have not begun; the errors of those that failed, by path."""
     kinds: dict[str, list[Member]] = {}
     for member in runs:
@@ -124,7 +123,7 @@ def _train_together(runs, stop):
             continue
         console.say(f"Training {num_due} probes together: they differ in rate, decay or seed alone ...")
         try:
-            failed |= together.run(grid, Clock(), stop)
+            failed |= together.run(grid, Process(stop=process.stop))
         except NoSpaceError as error:
             console.say(f"One by one, then: {error}")
         except TerminatedError:
@@ -134,13 +133,13 @@ def _train_together(runs, stop):
     return failed
 
 
-def _result(member, title, stop):
+def _result(member, title, process):
     """The content of `report.json` of a finished run; runs it where there is none."""
     if (finished := _finished(member)) is not None:
         return finished
     console.say(f"{title} ...")
     with console.into(member.path / "output.txt"):
-        return train.run(member.config, member.path, Clock(), stop)
+        return train.run(member.config, member.path, Process(stop=process.stop))
 
 
 def _finished(member):
@@ -153,7 +152,8 @@ def _finished(member):
 def _outcome(result):
     chosen = result["chosen"]
     seconds = report.duration(sum(result["seconds"].values()))
-    return f"val accuracy {report.number(chosen['val']['accuracy'])} ({chosen['phase']}), {seconds} s"
+    metric = result["task"]["metric"]
+    return f"val {report.figures({metric: chosen['val'][metric]})} ({chosen['phase']}), {seconds} s"
 
 
 def show(runs: list[Member], workdir: Path) -> None:
@@ -164,10 +164,13 @@ def show(runs: list[Member], workdir: Path) -> None:
         reports.setdefault(member.arm, {}).update({} if finished is None else {member.config.seed: finished})
     made = table.rows(reports)
     lost = [arm for arm, of_seeds in reports.items() if not of_seeds]
-    blank = [""] * (len(table.HEADER) - 3)
-    body = [*map(table.cells, made), *((arm, "0", "failed", *blank) for arm in lost)]
+    metric = made[0].metric if made else "accuracy"
+    header = table.header(metric)
+    body = [*map(table.cells, made), *((arm, "0", "failed", *[""] * (len(header) - 3)) for arm in lost)]
+    label = report.LABELS.get(metric, metric.capitalize())
     console.say("")
-    console.table(f"Accuracy on {made[0].split if made else 'val'}, percent", table.HEADER, body)
+    unit = ", percent" if metric == "accuracy" else ""
+    console.table(f"{label} on {made[0].split if made else 'val'}{unit}", header, body)
     if made:
         table.write(made, workdir)
         console.say(f"The table is in {workdir}: table.csv, table.md, table.tex; each run in ARM/seed_S below it.")

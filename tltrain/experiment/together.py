@@ -7,7 +7,7 @@ Each run leaves the record that it leaves alone, with its best checkpoint; its s
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +18,17 @@ from ml_collections import ConfigDict
 from tltrain import config as config_lib
 from tltrain.cache import space
 from tltrain.cache.inputs import Inputs, SplitInputs
-from tltrain.data import sources
 from tltrain.errors import TltrainError
 from tltrain.experiment import evaluation, loop, report, train
 from tltrain.experiment.heads import Group, Heads, at, compile_eval, compile_train, evaluate_over, initial, train_epoch
-from tltrain.models import freeze, zoo
+from tltrain.models import freeze
 from tltrain.pages import run_page
 from tltrain.runtime import console, parallel
 from tltrain.runtime.checkpoint import Checkpoints
+from tltrain.runtime.process import Process
 from tltrain.runtime.scalars import Scalars
-from tltrain.runtime.workdir import Clock, Workdir
-from tltrain.training import metrics, optim, steps
+from tltrain.runtime.workdir import Workdir
+from tltrain.training import metrics, optim, setup, steps
 
 NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
 
@@ -79,7 +79,7 @@ class _Member:
 
     def is_over(self) -> bool:
         """Whether nothing of what is still trained counts for it."""
-        return self.error is not None or loop.is_over(self.run.config, "probe", self.phase.record["history"])
+        return self.error is not None or loop.is_over(self.run.setup, "probe", self.phase.record["history"])
 
     def end_epoch(self, finished: list[Any], scores: dict[str, Any], state: Any, seconds: float, rate: float) -> None:
         """Records an epoch of `finished` steps; `state` is that of all heads after it."""
@@ -91,7 +91,9 @@ class _Member:
             with console.into(self.run.work.path / "output.txt"):
                 mine = [at(result, self.place) for result in finished]
                 loop.record_steps(self.run, self.phase, mine, total, step)
-                score = loop.record_epoch(self.run, self.phase, total.summary(), scores, seconds, rate)
+                score = loop.record_epoch(
+                    self.run, self.phase, total.summary(self.run.setup.task.metric), scores, seconds, rate
+                )
         except TltrainError as error:
             self.error = error
             return
@@ -109,30 +111,29 @@ class _Member:
         """Saves the best state, its frozen part shared with `like`, its `evaluations` by split, and the report."""
         assert self.best is not None, "a finished phase has a best epoch"
         run, phase, state = self.run, self.phase, self.best.state
+        data, task = run.setup.data, run.setup.task
         params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
         state = dataclasses.replace(state, params=params, batch_stats=seed.variables["batch_stats"])
         phase.record.update(clock=seconds, logged=run.work.logged(phase.name))
         phase.checkpoints.share_frozen(like)
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
-        num_images = run.data.splits["train"].num_examples
-        result = report.phase_result(phase.config, phase.record, self.best.step, num_images, params, phase.plan)
-        measured = evaluation.in_detail(run.data, evaluations)
-        counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
-        whole = report.of_run(run.data, {"probe": result}, "probe", seed.origin, measured, counted, rate, seconds)
-        run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
+        num_examples = data.splits["train"].num_examples
+        result = report.phase_result(phase.config, phase.record, self.best.step, num_examples, params, phase.plan)
+        measured = evaluation.in_detail(task, data.splits, evaluations)
+        counted, rate = run.inputs.num_corrupt(), run.inputs.examples_per_second()
+        whole = report.of_run(run.setup, {"probe": result}, "probe", seed.origin, measured, counted, rate, seconds)
+        run.work.write_lines("predictions.jsonl", evaluation.predictions(task, data.splits, evaluations))
         whole = run.work.finish(whole)
         run.scalars.result(whole)
         try:
-            run_page.end_run(run.work.path, lambda: run.data)
+            run_page.end_run(run.work.path, lambda: data)
         except TltrainError as error:
             self.error = error
         with console.into(run.work.path / "output.txt"):
             report.show(whole, run.work.path)
 
 
-def run(
-    grid: Sequence[Sequence[tuple[ConfigDict, Path]]], clock: Clock, stop: Callable[[], bool]
-) -> dict[Path, TltrainError]:
+def run(grid: Sequence[Sequence[tuple[ConfigDict, Path]]], process: Process) -> dict[Path, TltrainError]:
     """Trains the probes of `grid` `[seeds][arms]`, pairs of a config and a workdir, that are due.
 
     All are of one `kind`, those of a row of one seed, those of a column of equal numbers. Nothing is saved before the
@@ -145,21 +146,14 @@ def run(
         space.NoSpaceError: features cannot be stored.
         TltrainError: none can be trained, for a reason of the kind the class says.
     """
-    config = grid[0][0][0]
-    mesh = parallel.make_mesh(config.batch_size)
-    with clock("data"):
-        data = sources.load(config.data, config.seed)
-    sources.check(config, data)
-    model = zoo.create(config, len(data.class_names))
+    shared = setup.load(grid[0][0][0], process.clock)
     seeds: list[_Seed] = []
     for (first, path), *_ in grid:
         output = path / "output.txt" if seeds else None
         with _into(output):
-            variables, origin = train.initial_variables(first, model)
-        seeds.append(_Seed(variables, origin, Inputs(first, model, data, mesh, clock, stop), output))
-    params, probe = seeds[0].variables["params"], config.probe
-    plan = freeze.plan(params, model.backbone.stages, probe.freeze_until, probe.train_only)
-    group = Group(config, data, model, mesh, plan, clock, stop)
+            variables, origin = train.initial_variables(first, shared.model)
+        seeds.append(_Seed(variables, origin, Inputs(shared._replace(config=first), process), output))
+    group = Group(shared, process)
     heads = initial(group, [[c for c, _ in row] for row in grid], [seed.variables["params"]["head"] for seed in seeds])
     with contextlib.ExitStack() as stack:
         members = [
@@ -168,7 +162,7 @@ def run(
             for a, cell in enumerate(row)
             if is_due(cell[1])
         ]
-        each, once = space.of_checkpoints(config, model, "probe")
+        each, once = space.of_checkpoints(shared, "probe")
         space.check_checkpoints(members[0].run.work.path, each * len(members) + once * len(grid))
         heads = _train(group, seeds, heads, members)
         _finish(group, seeds, heads, members)
@@ -178,18 +172,18 @@ def run(
 def _open(stack, group: Group, seed: _Seed, config: ConfigDict, path: Path, place: tuple[int, int]) -> _Member:
     """The record of one head, closed with `stack`."""
     work = stack.enter_context(contextlib.closing(Workdir(path, config)))
-    train.begin(work, group.data, seed.origin)
+    train.begin(work, group.setup.data, seed.origin)
     work.rewind_metrics("probe", 0)
     scalars = Scalars(path, config)
     stack.enter_context(contextlib.closing(scalars))
-    constants = freeze.constants(group.plan)
+    constants = freeze.constants(group.plan, seed.variables["params"])
     checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, constants)
     stack.enter_context(contextlib.closing(checkpoints))
-    schedule = optim.make_schedule(config.probe, group.steps_per_epoch)
+    schedule = optim.make_schedule(config.probe, group.setup.steps_per_epoch)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
-    shared = loop.Run(config, work, group.data, group.model, group.mesh, seed.inputs, scalars, group.clock, group.stop)
-    phase = loop.Phase("probe", config.probe, group.plan, schedule, group.steps_per_epoch, checkpoints, record)
-    return _Member(shared, phase, place)
+    member = loop.Run(group.setup._replace(config=config), group.process, seed.inputs, work, scalars)
+    phase = loop.Phase("probe", config.probe, group.plan, schedule, group.setup.steps_per_epoch, checkpoints, record)
+    return _Member(member, phase, place)
 
 
 def _into(output):
@@ -212,9 +206,9 @@ def _train(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence
     train_inputs, val_inputs = _inputs(group, seeds, "train"), _inputs(group, seeds, "val")
     train_step = compile_train(group, heads, train_inputs)
     eval_step = compile_eval(group, heads, val_inputs)
-    heads = parallel.replicate(heads, group.mesh)
-    num_images = group.data.splits["train"].num_examples
-    for epoch in range(group.config.probe.epochs):
+    heads = parallel.replicate(heads, group.setup.mesh)
+    num_examples = group.setup.data.splits["train"].num_examples
+    for epoch in range(group.setup.config.probe.epochs):
         if all(member.is_over() for member in members):
             break
         started = time.perf_counter()
@@ -222,9 +216,9 @@ def _train(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequence
         seconds = (time.perf_counter() - started) / len(members)
         found = evaluate_over(group, eval_step, heads, val_inputs, "val")
         state = jax.device_get(heads.state)
-        with group.clock("record"):
+        with group.process.clock("record"):
             for member in members:
-                member.end_epoch(finished, found[member.place].scores, state, seconds, num_images / seconds)
+                member.end_epoch(finished, found[member.place].scores, state, seconds, num_examples / seconds)
     return heads
 
 
@@ -236,12 +230,12 @@ def _finish(group: Group, seeds: Sequence[_Seed], heads: Heads, members: Sequenc
     state = jax.tree.map(np.array, heads.state)
     for member, (_, _, own) in best.items():
         jax.tree.map(lambda whole, leaf, place=member.place: whole.__setitem__(place, leaf), state, own)
-    heads = parallel.replicate(Heads(state, heads.seed, heads.learning_rate, heads.weight_decay), group.mesh)
+    heads = parallel.replicate(Heads(state, heads.seed, heads.learning_rate, heads.weight_decay), group.setup.mesh)
     found = {}
-    for split in list(group.data.splits)[1:]:
+    for split in list(group.setup.data.splits)[1:]:
         inputs = _inputs(group, seeds, split)
         found[split] = evaluate_over(group, compile_eval(group, heads, inputs), heads, inputs, split)
-    seconds = {part: spent / len(members) for part, spent in group.clock.total().items()}
+    seconds = {part: spent / len(members) for part, spent in group.process.clock.total().items()}
     first: dict[int, Checkpoints] = {}
     for member in best:
         s = member.place[0]

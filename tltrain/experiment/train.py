@@ -1,7 +1,6 @@
 """The life of an experiment, from its config to its report."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from tltrain import config as config_lib
 from tltrain.cache import space
 from tltrain.cache.inputs import Inputs
-from tltrain.data import identity, pipeline, sources
+from tltrain.data import identity, sources
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.experiment import evaluation, loop, report, ridge
@@ -20,23 +19,24 @@ from tltrain.experiment.loop import Phase, Run
 from tltrain.models import freeze, zoo
 from tltrain.models.classifier import Classifier
 from tltrain.pages import run_page
-from tltrain.runtime import console, parallel, signals
+from tltrain.runtime import console, signals
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
+from tltrain.runtime.process import Process
 from tltrain.runtime.record import LOG, has_digest, is_changed, read_report
 from tltrain.runtime.scalars import Scalars
-from tltrain.runtime.workdir import Clock, Workdir
-from tltrain.training import optim, steps
+from tltrain.runtime.workdir import Workdir
+from tltrain.training import optim, setup, steps
 from tltrain.weights import download, keras_weights
 
 
-def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run(config: ConfigDict, path: Path, process: Process | None = None) -> dict[str, Any]:
     """Trains what `config` describes, in `path`; the same call again goes on where it stopped.
 
     Args:
         config: see `config.default`.
         path: the workdir.
-        clock: collects seconds by part; the caller may have put in the imports.
-        stop: polled after every step; once it is true the state is saved and the run ends.
+        process: collects seconds by part, where the caller may have put in the imports; once its `stop()` is true the
+            state is saved and the run ends.
 
     Returns:
         The content of `report.json`.
@@ -47,31 +47,26 @@ def run(config: ConfigDict, path: Path, clock: Clock, stop: Callable[[], bool] =
     config_lib.validate(config)
     config = sources.resolved(zoo.resolved(config))
     with contextlib.closing(Workdir(path, config)) as work:
-        return _run_in(work, config, clock, stop)
+        return _run_in(work, config, process or Process())
 
 
-def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], bool]) -> dict[str, Any]:
+def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, Any]:
     path = work.path
     if (finished := _finished(path)) is not None:
         console.say(f"This run is finished; remove {path} to run it again.")
         if not (path / "report.html").exists():  # a kill came between
-            run_page.end_run(path, lambda: sources.load(config.data, config.seed))
+            run_page.end_run(path, lambda: setup.read_data(config))
         report.show(finished, path)
         return finished
-    mesh = parallel.make_mesh(config.batch_size)
     with signals.abandonable("reading data and weights"):
-        with clock("data"):
-            data = sources.load(config.data, config.seed)
-        sources.check(config, data)
-        console.say(report.data_line(data))
-        model = zoo.create(config, len(data.class_names))
-        space.check_checkpoints(path, space.of_run(config, model))
-        variables, origin = initial_variables(config, model)
-    begin(work, data, origin)
-    inputs = Inputs(config, model, data, mesh, clock, stop)
+        fixed = setup.load(config, process.clock)
+        console.say(report.data_line(fixed.data))
+        space.check_checkpoints(path, space.of_run(fixed))
+        variables, origin = initial_variables(config, fixed.model)
+    begin(work, fixed.data, origin)
     phases, best = {}, {}
     with contextlib.closing(Scalars(path, config)) as scalars:
-        shared = Run(config, work, data, model, mesh, inputs, scalars, clock, stop)
+        shared = Run(fixed, process, Inputs(fixed, process), work, scalars)
         for name in config_lib.PHASES:
             if config[name].epochs:
                 variables, phases[name] = _run_phase(shared, name, variables)
@@ -79,7 +74,7 @@ def _run_in(work: Workdir, config: ConfigDict, clock: Clock, stop: Callable[[], 
         result = _finish(shared, phases, best, origin)
         scalars.result(result)
     result = work.finish(result)
-    run_page.end_run(path, lambda: data)
+    run_page.end_run(path, lambda: fixed.data)
     report.show(result, path)
     return result
 
@@ -134,31 +129,30 @@ def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict
 
 def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, Any]]:
     """Trains what is left of a phase; returns the variables that were best on val, and the phase's result."""
-    config = run.config[name]
-    plan = freeze.plan(variables["params"], run.model.backbone.stages, config.freeze_until, config.train_only)
-    num_images = run.data.splits["train"].num_examples
-    per_epoch = pipeline.num_batches(num_images, run.config.batch_size)
+    config, plan = run.setup.config[name], run.setup.plan(name)
+    num_examples, per_epoch = run.setup.data.splits["train"].num_examples, run.setup.steps_per_epoch
     schedule = optim.make_schedule(config, per_epoch)
     tx = optim.make(config, schedule, plan, plan)
     state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, config.ema)
     state = jax.tree.map(np.asarray, state)
     record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
-    folder = run.work.path / "checkpoints" / name
-    with contextlib.closing(Checkpoints(folder, run.config.checkpoint.keep, freeze.constants(plan))) as checkpoints:
-        if (latest := _resumable(run.config, name, checkpoints)) is not None:
+    folder, keep = run.work.path / "checkpoints" / name, run.setup.config.checkpoint.keep
+    constants = freeze.constants(plan, variables["params"])
+    with contextlib.closing(Checkpoints(folder, keep, constants)) as checkpoints:
+        if (latest := _resumable(run.setup, name, checkpoints)) is not None:
             leaves, record = checkpoints.restore(latest)
             state = with_leaves(state, leaves)
-            run.clock.resume(record["clock"])
+            run.process.clock.resume(record["clock"])
         phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
         _rewind_metrics(run, phase, int(state.step))
-        if not loop.is_over(run.config, name, record["history"]):
+        if not loop.is_over(run.setup, name, record["history"]):
             console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
             report.show_parameters(variables["params"], plan)
             (ridge.fit if config.optimizer == "ridge" else loop.train)(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
-    result = report.phase_result(config, record, best, num_images, state.params, plan)
+    result = report.phase_result(config, record, best, num_examples, state.params, plan)
     return steps.variables(state), result
 
 
@@ -172,10 +166,10 @@ def _rewind_metrics(run, phase, step):
         )
 
 
-def _resumable(config: ConfigDict, name: str, checkpoints: Checkpoints) -> int | None:
+def _resumable(fixed: setup.Setup, name: str, checkpoints: Checkpoints) -> int | None:
     """The step to go on from: the newest, or one before the best where that is lost: a worse one is no substitute."""
     while (latest := checkpoints.latest()) is not None:
-        best = loop.best_step(config, checkpoints.restore(latest)[1]["history"])
+        best = loop.best_step(fixed, checkpoints.restore(latest)[1]["history"])
         if best is None or best in checkpoints.steps():
             return latest
         earlier = max((step for step in checkpoints.steps() if step < best), default=0)
@@ -186,10 +180,10 @@ def _resumable(config: ConfigDict, name: str, checkpoints: Checkpoints) -> int |
 
 def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
     """The content of `report.json`; writes the predictions of the chosen model, which meets test here, once."""
-    key, sign = ("accuracy", 1) if run.config.checkpoint.best == "accuracy" else ("loss", -1)
-    chosen = max(phases, key=lambda name: sign * phases[name]["best"]["val"][key])
+    fixed, best_by = run.setup, run.setup.config.checkpoint.best
+    chosen = max(phases, key=lambda name: fixed.task.rank(phases[name]["best"]["val"], best_by))
     evaluations: dict[str, evaluation.Evaluation] = {}
-    for split in list(run.data.splits)[1:]:
+    for split in list(fixed.data.splits)[1:]:
         inputs = run.inputs.of_phase(chosen, split, best[chosen])
         found = loop.evaluate_split(run, best[chosen], inputs, split)
         if found is None:
@@ -197,7 +191,7 @@ def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
                 f"stopped while {split} was evaluated; all else is in {run.work.path}; the same command goes on"
             )
         evaluations[split] = found
-    run.work.write_lines("predictions.jsonl", evaluation.predictions(run.data, evaluations))
-    measured = evaluation.in_detail(run.data, evaluations)
-    counted, rate = run.inputs.num_corrupt(), run.inputs.images_per_second()
-    return report.of_run(run.data, phases, chosen, origin, measured, counted, rate, run.clock.total())
+    run.work.write_lines("predictions.jsonl", evaluation.predictions(fixed.task, fixed.data.splits, evaluations))
+    measured = evaluation.in_detail(fixed.task, fixed.data.splits, evaluations)
+    counted, rate = run.inputs.num_corrupt(), run.inputs.examples_per_second()
+    return report.of_run(fixed, phases, chosen, origin, measured, counted, rate, run.process.clock.total())

@@ -20,10 +20,8 @@ import numpy as np
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.experiment.finished import Finished
 from tltrain.exports import keras_model
-from tltrain.exports.resizing import resize
 from tltrain.models import convolution
 from tltrain.runtime import console
-from tltrain.training import steps
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
 Function = Callable[[np.ndarray], np.ndarray]  # images, uint8 [B, H, W, 3], to probabilities, float32 [B, num_classes]
@@ -34,7 +32,7 @@ class Format(NamedTuple):
 
     `file` is the name of the file or folder it makes, `extra` the extra of pip that brings `packages`. `write(run,
     path)` makes it, `load(path)` gives back what it computes. `usage` is how a program uses PATH, `class_names` where
-    they are in it. It is compared on `max_photos` photos: fewer where each size is compiled.
+    they are in it. It is compared on `max_examples` examples: fewer where each size is compiled.
     """
 
     file: str
@@ -44,7 +42,7 @@ class Format(NamedTuple):
     load: Callable[[Path], Function]
     usage: str
     class_names: str
-    max_photos: int = 64
+    max_examples: int = 64
 
 
 def _write_keras(run, path):
@@ -141,16 +139,17 @@ def _load_onnx(path):
 
 
 def _write_stablehlo(run, path):
-    data = run.config.data
+    signature = run.kind.signature()
 
-    def probabilities(images):
+    def answers(examples):
         with jax.default_matmul_precision("highest"):  # an accelerator's default would blur grey levels
-            pixels = resize(jnp, images.astype(jnp.float32), data.image_size, data.resize)
-        return steps.probabilities(run.model.apply(run.variables, pixels))
+            rows = run.kind.rows_of(jnp, examples.astype(jnp.float32))
+        return run.task.activation(run.model.apply(run.variables, rows))
 
-    shape = (*jax.export.symbolic_shape("batch, height, width"), 3)
+    shape = jax.export.symbolic_shape(", ".join(map(str, signature.axes)))
+    examples = jax.ShapeDtypeStruct(shape, np.dtype(signature.dtype))
     with convolution.portable():
-        exported = jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, np.uint8))
+        exported = jax.export.export(jax.jit(answers), platforms=PLATFORMS)(examples)
     path.write_bytes(exported.serialize())
 
 
@@ -186,7 +185,7 @@ FORMATS = {
         _load_stablehlo,
         "model = jax.export.deserialize(Path('PATH').read_bytes()); model.call(images)",
         "class_names.json beside it",
-        max_photos=12,
+        max_examples=12,
     ),
     "onnx": Format(
         "model.onnx",

@@ -10,9 +10,8 @@ import numpy as np
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import WeightsError
 from tltrain.experiment.finished import Finished
-from tltrain.exports.resizing import resize
-from tltrain.models.backbone import scaled
 from tltrain.models.efficientnet import normalization_scale
+from tltrain.models.image_backbone import scaled
 from tltrain.weights import keras_layout
 
 _OTHER_NAMES = {"mobilenetv1": "mobilenet"}  # in keras.applications, of what the zoo names otherwise
@@ -36,16 +35,20 @@ def build(run: Finished) -> Any:
     Raises:
         WeightsError: the network of `keras.applications` has other weights than the backbone.
     """
-    keras, model, data = import_keras(), run.model, run.config.data
+    keras, model = import_keras(), run.model
     name, arguments = _application(run)
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
-    pixels = resize(keras.ops, keras.ops.cast(images, "float32"), data.image_size, data.resize)
+    pixels = run.kind.rows_of(keras.ops, keras.ops.cast(images, "float32"))
     body = getattr(keras.applications, name)(
-        weights=None, include_top=False, pooling="avg", input_tensor=scaled(pixels, model.pixels), **arguments
+        weights=None, include_top=False, pooling="avg", input_tensor=scaled(pixels, model.backbone.pixels), **arguments
     )
     head = keras.layers.Dense(model.num_outputs, name="predictions")
     logits = head(keras.layers.Dropout(model.dropout, name="dropout")(body.output))
-    if model.num_outputs == 1:
+    if run.task.name == "regression":
+        outputs = logits
+    elif run.task.name == "multi_label":
+        outputs = keras.ops.sigmoid(logits)
+    elif model.num_outputs == 1:
         outputs = keras.ops.sigmoid(keras.ops.concatenate([-logits, logits], -1))
     else:
         outputs = keras.ops.softmax(logits)

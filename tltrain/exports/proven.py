@@ -5,7 +5,6 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,35 +13,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from tltrain import places
-from tltrain.data.preprocess import decode, load_image
 from tltrain.errors import ConfigError, DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import finished
 from tltrain.experiment.finished import Finished
 from tltrain.exports.formats import FORMATS, Function
 from tltrain.models.classifier import run_frozen
 from tltrain.runtime import console
-from tltrain.training import steps
+from tltrain.runtime.process import Process
 
-MAX_BYTES = 2**30  # of decoded photos
+MAX_BYTES = 2**30  # of decoded examples
 # Of probabilities. Sums of float32 in another order move them by 1e-6 to 1e-5; a grey level that a large photo may
 # differ by here and there, or one cropped to a size that is no square, by 1e-4.
 TOLERANCE = 1e-3
 
 
-class Photos(NamedTuple):
-    """Photos at their own sizes, uint8 `[H, W, 3]` each, and the probabilities of the run, `[N, num_classes]`."""
+class Examples(NamedTuple):
+    """Examples as `Kind.raw` gives them, images at their own sizes, and `Task.activation` of the run, `[N, K]`."""
 
-    images: list[np.ndarray]
-    probabilities: np.ndarray
+    raw: list[np.ndarray]
+    answers: np.ndarray
 
-    def spread(self, count: int) -> "Photos":
+    def spread(self, count: int) -> "Examples":
         """`count` of them, or all where there are no more."""
-        chosen = _spread(len(self.images), count)
-        return Photos([self.images[i] for i in chosen], self.probabilities[chosen])
+        chosen = _spread(len(self.raw), count)
+        return Examples([self.raw[i] for i in chosen], self.answers[chosen])
 
 
 class Compared(NamedTuple):
-    """The largest difference of a probability, and the share of photos put in the same class."""
+    """The largest difference of a probability, and the share of examples put in the same class."""
 
     difference: float
     agreement: float
@@ -64,32 +62,32 @@ def check(names: list[str], folder: Path) -> None:
             raise ConfigError(f"{folder / file} is there already; nothing is overwritten; move it, or give --output")
 
 
-def export(run: Finished, names: list[str], folder: Path, stop: Callable[[], bool]) -> None:
+def export(run: Finished, names: list[str], folder: Path, process: Process) -> None:
     """Writes `run` to `folder` in each of the formats `names`, in float32, and says how to use it.
 
     Raises:
         WeightsError: a file does not compute what the run does; it is removed.
-        DataError: the photos of val cannot be read.
+        DataError: the examples of val cannot be read.
         WorkdirError: `folder` cannot be written.
-        TerminatedError: `stop()` became true.
+        TerminatedError: `process.stop()` became true.
     """
     run = run._replace(model=run.model.clone(backbone=run.model.backbone.clone(dtype=jnp.float32)))
-    photos = read_photos(run, max(FORMATS[name].max_photos for name in names))
+    examples = read_examples(run, max(FORMATS[name].max_examples for name in names))
     for name in names:
         try:
-            _export_one(run, name, folder, photos.spread(FORMATS[name].max_photos), stop)
+            _export_one(run, name, folder, examples.spread(FORMATS[name].max_examples), process)
         except OSError as error:
             raise WorkdirError(f"cannot write {folder}; {error}; free space, or give another --output") from error
 
 
-def _export_one(run, name, folder, photos, stop):
+def _export_one(run, name, folder, examples, process):
     start = time.perf_counter()
     path = folder / FORMATS[name].file
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export_", dir=folder) as part, places.literal(Path(part)) as named:
         unproven = named / path.name
         FORMATS[name].write(run, unproven)
-        compared = compare(FORMATS[name].load(unproven), photos, stop)
+        compared = compare(FORMATS[name].load(unproven), examples, process)
         if not compared.difference <= TOLERANCE:
             raise WeightsError(
                 f"the {name} export is not the run; probabilities differ by {compared.difference:.2g}, allowed is "
@@ -97,34 +95,38 @@ def _export_one(run, name, folder, photos, stop):
             )
         (folder / "class_names.json").write_text(json.dumps(run.class_names) + "\n")
         unproven.rename(path)
-    _say(name, path, compared, len(photos.images), time.perf_counter() - start)
+    _say(run, name, path, compared, f"{len(examples.raw)} {run.kind.name}", time.perf_counter() - start)
 
 
-def read_photos(run: Finished, count: int) -> Photos:
-    """Up to `count` photos spread over val, and what the steps of evaluation make of them."""
+def read_examples(run: Finished, count: int) -> Examples:
+    """Up to `count` examples spread over val, and what the steps of evaluation make of them."""
     data, model = run.config.data, run.model
     split = finished.own_split(run, data.splits[1])
-    images: list[np.ndarray] = []
-    inputs = []
+    raw: list[np.ndarray] = []
+    rows = []
     for i in _spread(split.num_examples, count):
         try:
             encoded = split.read(int(i))
-            inputs.append(load_image(encoded, data.image_size, data.resize))
+            rows.append(run.kind.row(encoded))
         except OSError:  # the run has named it, and left it out
             continue
-        images.append(np.asarray(decode(encoded)))
-        if sum(image.nbytes for image in images) > MAX_BYTES:
+        raw.append(run.kind.raw(encoded))
+        if sum(one.nbytes for one in raw) > MAX_BYTES:
             break
-    if not images:
-        raise DataError(f"no photo can be read; in {split.expression} of {data.source}; repair it to export the run")
+    if not raw:
+        raise DataError(
+            f"none of the {run.kind.name} can be read; in {split.expression} of {data.source}; repair them to export "
+            "the run"
+        )
     num_stages = len(model.backbone.stages)
 
     @jax.jit
-    def probabilities(variables, pixels):
-        features = run_frozen(model, variables, pixels, 0, num_stages)
-        return steps.probabilities(model.apply(variables, features, num_stages))
+    def answers(variables, rows):
+        features = run_frozen(model, variables, rows, 0, num_stages)
+        return run.task.activation(model.apply(variables, features, num_stages))
 
-    return Photos(images, np.asarray(probabilities(run.variables, np.stack(inputs))))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return Examples(raw, np.asarray(answers(run.variables, stacked)))
 
 
 def _spread(total, count):
@@ -132,24 +134,24 @@ def _spread(total, count):
     return np.unique(np.linspace(0, total - 1, count).round().astype(int))
 
 
-def compare(function: Function, photos: Photos, stop: Callable[[], bool]) -> Compared:
-    """Runs an export on `photos`, one by one."""
+def compare(function: Function, examples: Examples, process: Process) -> Compared:
+    """Runs an export on `examples`, one by one."""
     found = []
-    for image in photos.images:
-        if stop():
+    for one in examples.raw:
+        if process.stop():
             raise TerminatedError("stopped; the export under way is removed; the same command makes it")
-        found.append(function(image[None])[0])
-    same = np.argmax(found, -1) == photos.probabilities.argmax(-1)
-    return Compared(float(np.abs(found - photos.probabilities).max()), float(same.mean()))
+        found.append(function(one[None])[0])
+    same = np.argmax(found, -1) == examples.answers.argmax(-1)
+    return Compared(float(np.abs(found - examples.answers).max()), float(same.mean()))
 
 
-def _say(name, path, compared, num_photos, seconds):
+def _say(run, name, path, compared, examples, seconds):
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     mib = sum(file.stat().st_size for file in files) / 2**20
     console.say(
-        f"{name}: {path}, {mib:.1f} MiB, {seconds:.0f} s; on {num_photos} photos of val the same class for "
+        f"{name}: {path}, {mib:.1f} MiB, {seconds:.0f} s; on {examples} of val the same class for "
         f"{100 * compared.agreement:.1f} %, probabilities differ by at most {compared.difference:.0e}"
     )
-    usage = FORMATS[name].usage.replace("'PATH'", repr(str(path)))
+    usage = FORMATS[name].usage.replace("'PATH'", repr(str(path))).replace("images", run.kind.signature().name)
     console.say(f"  {usage}")
     console.say(f"  class names: {FORMATS[name].class_names}")

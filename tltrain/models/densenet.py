@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
+from tltrain.models.backbone import KERAS_FILES, WeightFile
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn, normalize
 from tltrain.models.pooling import avg_pool
 from tltrain.models.resnet import Stem
@@ -45,7 +45,7 @@ class Transition(nn.Module):
         return avg_pool(Conv(x.shape[-1] // 2, name="conv")(y), (2, 2), (2, 2))
 
 
-class DenseNet(Backbone):
+class DenseNet(ImageBackbone):
     """Stages `conv1`, `conv2_block1` ... `pool2`, `conv3_block1` ... `conv5_block16`, `bn`.
 
     Features are `[B, H / 32, W / 32, C]`, `C` 1024, 1664 or 1920.
@@ -54,7 +54,7 @@ class DenseNet(Backbone):
     depths: tuple[int, ...] = DEPTHS["121"]
     growth: int = 32
 
-    pixels: ClassVar[str] = "torch"
+    pixels: str = "torch"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tltrain.models.backbone import IMAGENET_STD, Backbone, WeightFile
+from tltrain.models.backbone import WeightFile
+from tltrain.models.image_backbone import IMAGENET_STD, ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
 from tltrain.models.mobilenet_v2 import round_channels
 
@@ -95,7 +96,7 @@ class Block(nn.Module):
         return x + y if self.stride == 1 and channels == self.features else y
 
 
-class EfficientNet(Backbone):
+class EfficientNet(ImageBackbone):
     """Channels times `width`, blocks times `depth`; stages `stem`, `block1a` ... `block7a`, `top`.
 
     Features are `[B, H / 32, W / 32, C]`, `C` 1280 times `width`.
@@ -105,7 +106,7 @@ class EfficientNet(Backbone):
     depth: float = 1.0
     groups: tuple[tuple[int, int, int, int, int], ...] = GROUPS
 
-    pixels: ClassVar[str] = "raw"
+    pixels: str = "raw"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

@@ -9,15 +9,38 @@ from tltrain.errors import ConfigError
 
 
 class Plan(NamedTuple):
-    """`stages` in forward order, `cut`: index of the first trainable one, and the label of each leaf.
+    """What trains: the head, and of the `stages`, in forward order, the leaves of a kind in those from index `cut` on.
 
-    `labels` is a tree like `params` of `"frozen"` and `"trainable"`. A stage from `cut` on is trainable even where some
-    of its leaves are not: the gradient passes it, and its BatchNorm follows the config.
+    `train_only` is the kind: `"all"`, `"batch_norm"` (scale and bias of normalisation; Frankle et al. 2021, arXiv
+    2003.00152) or `"bias"` (of every layer, normalisation included; BitFit, Ben Zaken et al. 2022, arXiv 2106.10199). A
+    stage from `cut` on is trainable even where some of its leaves are not: the gradient passes it, and its BatchNorm
+    follows the config.
     """
 
     stages: tuple[str, ...]
     cut: int
-    labels: Any
+    train_only: str = "all"
+
+    def labels(self, params: Any) -> Any:
+        """A tree like `params`, arrays or shapes, of `"frozen"` and `"trainable"`.
+
+        Raises:
+            ValueError: `params` has a stage that is none of `stages`: it would stay trainable unnoticed.
+        """
+        if unknown := set(params["backbone"]) - set(self.stages):
+            raise ValueError(f"stages of params {sorted(unknown)} are not among {self.stages}")
+        frozen = set(self.stages[: self.cut])
+        backbone = {
+            stage: {
+                layer: {
+                    name: "frozen" if stage in frozen or not _trains(name, leaves, self.train_only) else "trainable"
+                    for name in leaves
+                }
+                for layer, leaves in layers.items()
+            }
+            for stage, layers in params["backbone"].items()
+        }
+        return {"backbone": backbone, "head": jax.tree.map(lambda _: "trainable", params["head"])}
 
 
 def cut(stages: Sequence[str], freeze_until: str | None) -> int:
@@ -34,39 +57,12 @@ def cut(stages: Sequence[str], freeze_until: str | None) -> int:
     return ends[freeze_until]
 
 
-def plan(params: Any, stages: Sequence[str], freeze_until: str | None, train_only: str = "all") -> Plan:
-    """Labels every leaf of `params` by the depth of its stage and its kind. The head is always trainable.
+def plan(stages: Sequence[str], freeze_until: str | None, train_only: str = "all") -> Plan:
+    """What trains where `freeze_until` names the last frozen of `stages`, as for `cut`; raises ConfigError as it does.
 
-    Args:
-        params: `{"backbone": {stage: ...}, "head": ...}`, arrays or shapes.
-        stages: stage names in forward order.
-        freeze_until: the last frozen stage, as for `cut`.
-        train_only: the kind of leaves that train in the stages after it: `"all"`, `"batch_norm"` (scale and bias of
-            normalisation; Frankle et al. 2021, arXiv 2003.00152) or `"bias"` (of every layer, normalisation
-            included; BitFit, Ben Zaken et al. 2022, arXiv 2106.10199).
-
-    Raises:
-        ConfigError: `freeze_until` names no stage.
-        ValueError: the stages of `params` are not `stages`: one that is not listed would stay trainable unnoticed.
+    `train_only` is the kind of leaves that train in the stages after it, see `Plan`.
     """
-    if set(params["backbone"]) != set(stages):
-        raise ValueError(f"stages of params {sorted(params['backbone'])} are not {sorted(stages)}")
-    index = cut(stages, freeze_until)
-    frozen = set(stages[:index])
-    labels = {
-        "backbone": {
-            stage: {
-                layer: {
-                    name: "frozen" if stage in frozen or not _trains(name, leaves, train_only) else "trainable"
-                    for name in leaves
-                }
-                for layer, leaves in layers.items()
-            }
-            for stage, layers in params["backbone"].items()
-        },
-        "head": jax.tree.map(lambda _: "trainable", params["head"]),
-    }
-    return Plan(tuple(stages), index, labels)
+    return Plan(tuple(stages), cut(stages, freeze_until), train_only)
 
 
 def at_epoch(plan: Plan, epoch: int, every: int) -> Plan:
@@ -75,13 +71,7 @@ def at_epoch(plan: Plan, epoch: int, every: int) -> Plan:
     The head trains alone first (gradual unfreezing: ULMFiT, Howard & Ruder 2018, arXiv 1801.06146). With `every` 0 all
     of `plan` trains from the start.
     """
-    top = max(plan.cut, len(plan.stages) - epoch // every) if every else plan.cut
-    held = set(plan.stages[plan.cut : top])
-    backbone = {
-        stage: jax.tree.map(lambda _: "frozen", tree) if stage in held else tree
-        for stage, tree in plan.labels["backbone"].items()
-    }
-    return Plan(plan.stages, top, plan.labels | {"backbone": backbone}) if held else plan
+    return plan._replace(cut=max(plan.cut, len(plan.stages) - epoch // every)) if every else plan
 
 
 def num_epochs_to(cut: int, num_stages: int, every: int) -> int:
@@ -94,17 +84,18 @@ def _trains(name, leaves, train_only):
     return {"all": True, "batch_norm": set(leaves) <= {"scale", "bias"}, "bias": name == "bias"}[train_only]
 
 
-def constants(plan: Plan) -> tuple[str, ...]:
-    """How the names of the leaves of a `TrainState` begin that never change."""
-    labels = jax.tree_util.tree_leaves_with_path({"params": plan.labels})
+def constants(plan: Plan, params: Any) -> tuple[str, ...]:
+    """How the names of the leaves of a `TrainState` of `params`, arrays or shapes, begin that never change."""
+    labels = jax.tree_util.tree_leaves_with_path({"params": plan.labels(params)})
     leaves = [jax.tree_util.keystr(path, simple=True, separator=".") for path, label in labels if label == "frozen"]
     return (*leaves, *(f"batch_stats.backbone.{stage}." for stage in plan.stages[: plan.cut]))
 
 
-def split(tree: Any, labels: Any) -> tuple[Any, Any]:
-    """`(trainable, frozen)`: two trees like `tree`, with None where a leaf belongs to the other."""
-    trainable = jax.tree.map(lambda leaf, label: leaf if label == "trainable" else None, tree, labels)
-    frozen = jax.tree.map(lambda leaf, label: leaf if label == "frozen" else None, tree, labels)
+def split(params: Any, plan: Plan) -> tuple[Any, Any]:
+    """`(trainable, frozen)`: two trees like `params`, with None where a leaf belongs to the other."""
+    labels = plan.labels(params)
+    trainable = jax.tree.map(lambda leaf, label: leaf if label == "trainable" else None, params, labels)
+    frozen = jax.tree.map(lambda leaf, label: leaf if label == "frozen" else None, params, labels)
     return trainable, frozen
 
 

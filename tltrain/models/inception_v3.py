@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
+from tltrain.models.backbone import KERAS_FILES, WeightFile
 from tltrain.models.convolution import VALID
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
 from tltrain.models.pooling import avg_pool, max_pool
 
@@ -117,7 +118,7 @@ class Mixed(ConvNorm):
         return [step for _, step in sorted(steps, key=lambda step: -step[0])]
 
 
-class InceptionV3(Backbone):
+class InceptionV3(ImageBackbone):
     """Stages `stem`, `mixed0` ... `mixed10`; features are `[B, 8, 8, 2048]` at 299x299, `width` scales the channels."""
 
     width: float = 1.0
@@ -125,7 +126,7 @@ class InceptionV3(Backbone):
     input_size: tuple[int, int] = (299, 299)
 
     min_size: ClassVar[int] = 75
-    pixels: ClassVar[str] = "tf"
+    pixels: str = "tf"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM, use_scale=False)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
@@ -150,17 +150,18 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def map_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
-    """`function(x)`, on CPU over chunks of up to `size` rows of `x` one after the other.
+def map_chunks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
+    """`function(x)`, on CPU over chunks of up to `size` rows of `x` one after the other; both may be trees of arrays.
 
     Equal to one call for a function of the rows alone; faster where the intermediate values of a whole batch would
     not fit the processor's cache.
     """
-    size = math.gcd(len(x), size)
-    if not on_cpu() or size == len(x):
+    count = len(jax.tree.leaves(x)[0])
+    size = math.gcd(count, size)
+    if not on_cpu() or size == count:
         return function(x)
-    chunks = lax.map(function, x.reshape(-1, size, *x.shape[1:]))
-    return chunks.reshape(len(x), *chunks.shape[2:])
+    chunks = lax.map(function, jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), x))
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), chunks)
 
 
 @functools.cache

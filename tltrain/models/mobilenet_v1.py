@@ -2,12 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from tltrain.models.backbone import Backbone
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
 
 # (channels at alpha 1, stride) of each block
@@ -49,13 +48,13 @@ class Separable(nn.Module):
         return nn.relu6(conv_bn(x, pointwise, norm, train))
 
 
-class MobileNetV1(Backbone):
+class MobileNetV1(ImageBackbone):
     """Width `alpha`; stages `conv1`, `conv_pw_1` ... `conv_pw_13`; features are `[B, H / 32, W / 32, 1024 * alpha]`."""
 
     alpha: float = 1.0
     blocks: tuple[tuple[int, int], ...] = BLOCKS
 
-    pixels: ClassVar[str] = "tf"
+    pixels: str = "tf"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

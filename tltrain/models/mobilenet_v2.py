@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
+from tltrain.models.backbone import KERAS_FILES, WeightFile
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
 
 # (channels at alpha 1, number of blocks, stride of the first, expansion) of each group of inverted residuals
@@ -59,13 +59,13 @@ class InvertedResidual(nn.Module):
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
-class MobileNetV2(Backbone):
+class MobileNetV2(ImageBackbone):
     """Width `alpha`; features are `[B, H / 32, W / 32, 1280]` (more channels for alpha > 1)."""
 
     alpha: float = 1.0
     groups: tuple[tuple[int, int, int, int], ...] = GROUPS
 
-    pixels: ClassVar[str] = "tf"
+    pixels: str = "tf"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

@@ -5,13 +5,13 @@ Keras pads the first convolution and the first pooling by hand, and puts the str
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
+from tltrain.models.backbone import KERAS_FILES, WeightFile
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn
 from tltrain.models.pooling import max_pool
 
@@ -63,13 +63,13 @@ class Bottleneck(nn.Module):
         return nn.relu(shortcut + layer(3, y, 4 * self.features))
 
 
-class ResNet(Backbone):
+class ResNet(ImageBackbone):
     """Stages `conv1`, `conv2_block1` ... `conv5_block3`; features are `[B, H / 32, W / 32, 4 * widths[-1]]`."""
 
     depths: tuple[int, ...] = DEPTHS["50"]
     widths: tuple[int, ...] = WIDTHS
 
-    pixels: ClassVar[str] = "caffe"
+    pixels: str = "caffe"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

@@ -5,12 +5,11 @@ Normalisation and ReLU stand before a convolution; a block's stride is in its la
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from tltrain.models.backbone import Backbone
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm, Conv, conv_bn, normalize
 from tltrain.models.resnet import DEPTHS, EPSILON, MOMENTUM, WIDTHS, pool, published
 
@@ -58,13 +57,13 @@ class Post(nn.Module):
         return nn.relu(normalize(x, self.norm(x.shape[-1], name="bn"), train))
 
 
-class ResNetV2(Backbone):
+class ResNetV2(ImageBackbone):
     """Stages `conv1`, `conv2_block1` ... `conv5_block3`, `post`; features are `[B, H / 32, W / 32, 4 * widths[-1]]`."""
 
     depths: tuple[int, ...] = DEPTHS["50"]
     widths: tuple[int, ...] = WIDTHS
 
-    pixels: ClassVar[str] = "tf"
+    pixels: str = "tf"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

@@ -5,12 +5,12 @@ Their three dense layers are not part of the backbone: the last maps are average
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
+from tltrain.models.backbone import KERAS_FILES, WeightFile
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import Conv
 from tltrain.models.pooling import max_pool
 
@@ -31,13 +31,13 @@ class Block(nn.Module):
         return max_pool(x, (2, 2), (2, 2))
 
 
-class VGG(Backbone):
+class VGG(ImageBackbone):
     """Stages `block1` ... `block5`; features are `[B, H / 32, W / 32, 512]`."""
 
     num_convs: tuple[int, ...] = (2, 2, 3, 3, 3)  # of each block
     widths: tuple[int, ...] = WIDTHS
 
-    pixels: ClassVar[str] = "caffe"
+    pixels: str = "caffe"
 
     def stage_factories(self):
         blocks = zip(self.widths, self.num_convs, strict=True)

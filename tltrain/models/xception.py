@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tltrain.models.backbone import KERAS_FILES, Backbone, WeightFile
+from tltrain.models.backbone import KERAS_FILES, WeightFile
 from tltrain.models.convolution import VALID, conv2d, same_padding
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import KERNEL_INIT, BatchNorm, Conv, constant, conv_bn
 from tltrain.models.pooling import max_pool
 
@@ -98,7 +99,7 @@ class Top(nn.Module):
         return x
 
 
-class Xception(Backbone):
+class Xception(ImageBackbone):
     """Stages `block1` ... `block14`; features are `[B, H / 32, W / 32, 2048]`."""
 
     widths: tuple[int, ...] = WIDTHS
@@ -106,7 +107,7 @@ class Xception(Backbone):
     input_size: tuple[int, int] = (299, 299)
 
     min_size: ClassVar[int] = 71
-    pixels: ClassVar[str] = "tf"
+    pixels: str = "tf"
 
     def stage_factories(self):
         norm = self.batch_norm(EPSILON, MOMENTUM)

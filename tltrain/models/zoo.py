@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain.config import PHASES
+from tltrain.data.kinds.kind import Kind
 from tltrain.errors import ConfigError
 from tltrain.models import (
     densenet,
@@ -41,24 +42,44 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """A copy of `config` in which a `data.image_size` of None is the backbone's own.
+    """A copy of `config` in which keys that leave something to the backbone, as `data.image_size`, have its values.
 
     Raises:
-        ConfigError: it names a backbone or a stage that does not exist, or images too small for the backbone.
+        ConfigError: it names a backbone or a stage that does not exist, or what examples of its kind cannot have.
     """
+    backbone = _backbone(config)
+    config = config_lib.copied(config)
+    _check_kind(config, backbone.kind)
+    backbone.resolve(config)
+    _check_stages(config, backbone.stages)
+    return config
+
+
+def kind(config: ConfigDict) -> Kind:
+    """What the examples of a resolved `config` are: what its backbone takes."""
+    return _backbone(config).kind.of(config)
+
+
+def _backbone(config):
     name = config.model.backbone
     if name not in BACKBONES:
         raise ConfigError(f"model.backbone = {name!r} is not known; allowed: {', '.join(BACKBONES)}")
-    backbone = BACKBONES[name]()
-    config = config_lib.copied(config)
-    if config.data.image_size is None:
-        config.data.image_size = backbone.input_size
-    if min(config.data.image_size) < backbone.min_size:
-        raise ConfigError(
-            f"data.image_size = {config.data.image_size}, allowed with {name}: at least {backbone.min_size} pixels each"
-        )
-    _check_stages(config, backbone.stages)
-    return config
+    return BACKBONES[name]()
+
+
+def _check_kind(config, kind):
+    """Raises where a key has a value that other kinds know; takes back what is on by default and means nothing here."""
+    given, standard = (config_lib.flatten(c) for c in (config, config_lib.default()))
+    for other in {make().kind for make in BACKBONES.values()} - {kind}:
+        for key in (key for key in given if key.startswith(other.keys) and not key.startswith(kind.keys)):
+            if given[key] != standard[key]:
+                raise ConfigError(
+                    f"{key} = {given[key]!r}, allowed: {standard[key]!r} with {config.model.backbone}, which takes "
+                    f"{kind.name}; it is a key of {other.name}"
+                )
+    if not kind.augments:
+        for phase in PHASES:
+            config[phase].augment = False
 
 
 def _check_stages(config, stages):
@@ -77,31 +98,16 @@ def _check_stages(config, stages):
             )
 
 
-def create(config: ConfigDict, num_classes: int) -> Classifier:
-    """The model of `config.model` for `num_classes`, without variables.
-
-    Raises:
-        ConfigError: a sigmoid head for more than two classes.
-    """
-    if config.model.head == "sigmoid" and num_classes != 2:
-        raise ConfigError(
-            f"model.head = 'sigmoid' has one unit for two classes, the data has {num_classes}; use 'softmax'"
-        )
-    backbone = BACKBONES[config.model.backbone](
-        dtype=jnp.dtype(config.model.dtype),
-        batch_norm_momentum=config.model.batch_norm_momentum,
-        axis_name="batch" if config.parallel == "pmap" else None,
-    )
-    sigmoid = config.model.head == "sigmoid" or (config.model.head == "auto" and num_classes == 2)
-    pixels = backbone.pixels if config.data.pixels == "backbone" else config.data.pixels
-    return Classifier(backbone, 1 if sigmoid else num_classes, config.model.dropout, pixels)
+def create(config: ConfigDict, num_outputs: int) -> Classifier:
+    """The model of `config.model` with a head of `num_outputs` units, without variables."""
+    backbone = _backbone(config).configured(config)
+    return Classifier(backbone, num_outputs, config.model.dropout)
 
 
 @functools.cache
 def shapes(model: Classifier) -> dict:
     """`{"params": {"backbone", "head"}, "batch_stats": {"backbone"}}` of shapes and dtypes; nothing is computed."""
-    size = model.backbone.min_size
-    found = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3), jnp.uint8))
+    found = jax.eval_shape(model.init, jax.random.key(0), model.backbone.example())
     return {"batch_stats": {"backbone": {}}} | found  # VGG has no statistics
 
 

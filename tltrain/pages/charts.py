@@ -98,6 +98,16 @@ def lines(
     return _svg(title, f"{title} by {x_label}: {', '.join(s.name for s in series)}", drawn)
 
 
+def scatter(title: str, points: Sequence[tuple[float, float]], x_label: str) -> Markup:
+    """Points `(x, y)` on axes of one scale, with the diagonal on which the two are equal; the first 2,000 of them."""
+    values = [value for point in points for value in point]
+    x = _axis(values, _LEFT, _WIDTH - _RIGHT, False, 8)
+    y = _axis(values, _HEIGHT - _BOTTOM, _TOP, False, 5)
+    drawn = [_grid(x, y, x_label), _rule("diagonal", x(x.low), y(x.low), x(x.high), y(x.high))]
+    drawn += [_dot("dot", "c0", 2.5, x(a), y(b), f"{a:.4g}, {title.lower()} {b:.4g}") for a, b in points[:2_000]]
+    return _svg(title, f"{title} by {x_label}", drawn)
+
+
 def _svg(title, about, drawn: Sequence[str]) -> Markup:
     head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(about)}">'
     name = f'<text class="title" x="0" y="14">{escape(title)}</text>'
@@ -183,7 +193,7 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int, float, float
     drawn, marks = [_grid(x, y, "confidence")], []
     for low, high, size, confidence, accuracy in bins:
         if size:
-            about = f"{low:.2f} to {high:.2f}: {size} images, accuracy {accuracy:.3f}, confidence {confidence:.3f}"
+            about = f"{low:.2f} to {high:.2f}: {size} of them, accuracy {accuracy:.3f}, confidence {confidence:.3f}"
             left, right = x(low) + 0.75, x(high) - 0.75
             drawn.append(_bar("accuracy", left, right, y(accuracy), bottom, about))
             drawn.append(_bar("count", left, right, share(size / total), foot, about))

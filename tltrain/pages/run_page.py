@@ -1,5 +1,6 @@
 """The record of a run -> `report.html`: learning curves, metrics with intervals, mistakes, config, environment."""
 
+import base64
 import json
 import shlex
 from collections.abc import Callable
@@ -10,27 +11,20 @@ import numpy as np
 from tltrain import config as config_lib
 from tltrain.data.split import Data
 from tltrain.errors import WorkdirError
-from tltrain.pages import charts, page, thumbnails
+from tltrain.pages import charts, page, splits, thumbnails
 from tltrain.pages.predictions import read_predictions
 from tltrain.runtime.record import read_json, read_report
 from tltrain.training import scores
+from tltrain.training.tasks.choose import TASKS
 
-_MOST_PICTURES = 24  # of a split
-_LIKELY_MISTAKES = 64  # examples of highest loss whose pictures are made beside those
-_LARGEST_MATRIX = 20  # classes; of more the most frequent confusions are listed
+_LIKELY_MISTAKES = 64  # examples of highest loss of which what is shown is made beside those
 _MOST_CLASSES = 100  # rows of a table of classes
-_METRICS = {  # name: label and format
-    "accuracy": ("accuracy", "percent"),
-    "loss": ("loss, nats", "number"),
-    "auc": ("AUC", "number"),
-    "ece": ("ECE", "percent"),
-}
 
 
 def write(workdir: Path, read_data: Callable[[], Data]) -> Path:
     """Writes `report.html` of the finished run in `workdir`, and returns its path.
 
-    `read_data` gives the data of the run; called where a picture is not in the cache, since it may be slow.
+    `read_data` gives the data of the run; called where what is shown of an example is not in the cache: it may be slow.
 
     Raises:
         WorkdirError: there is no finished run, or the page cannot be written.
@@ -65,29 +59,32 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
     """The text of the page; arguments as of `write`."""
     report = read_report(workdir)
     config, environment = (read_json(workdir / name) for name in ("config.json", "environment.json"))
-    predictions = read_predictions(workdir)
-    estimates = {split: scores.with_intervals(found) for split, found in predictions.items()}
-    pictures = {split: _pictures(split, found, report, read_data) for split, found in predictions.items()}
+    task = TASKS[report["task"]["name"]]
+    predictions = read_predictions(workdir, task.name)
+    estimates = {split: task.with_intervals(found) for split, found in predictions.items()}
+    shown = {split: _shown(split, found, report, read_data) for split, found in predictions.items()}
     seconds = report["seconds"]
     return page.fill(
         "run.html",
         name=page.name_of(workdir),
+        kind=report["kind"]["name"],
+        rate=report["kind"]["rate"],
         source=config["data"]["source"].replace(":", "/").rpartition("/")[2],
         backbone=config["model"]["backbone"],
         class_names=report["class_names"],
         chosen=report["chosen"],
-        baseline=report["chosen"]["val"]["baseline"],
+        baseline=_baseline(report, task.metric),
         figures=_figures(report, estimates),
-        curves=_curves(report["phases"]),
+        curves=_curves(report["phases"], task),
         best_by=config["checkpoint"]["best"],
         metrics=[
-            {"label": label, "format": kind, "estimates": [found[name] for found in estimates.values()]}
-            for name, (label, kind) in _METRICS.items()
-            if name in estimates["val"]
+            {"label": page.label_of(name, task), "format": page.format_of(name), "estimates": found}
+            for name, found in ((name, [found[name] for found in estimates.values()]) for name in estimates["val"])
         ],
         num_bins=scores.NUM_BINS,
         splits=[
-            _split(name, found, estimates[name]["ece"].value, pictures[name], report)
+            {"name": name, "count": len(found.ids), "num_corrupt": report["num_corrupt"][name]}
+            | splits.BY_TASK[task.name](found, shown[name], report["class_names"])
             for name, found in predictions.items()
         ],
         phases=report["phases"],
@@ -102,43 +99,58 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
     )
 
 
-def _pictures(split, found, report, read_data):
-    wanted = [found.ids[i] for i in scores.mistakes(found, _MOST_PICTURES)]
+def _shown(split, found, report, read_data):
+    wanted = [found.ids[i] for i in splits.mistakes(found)]
     likely = [found.ids[i] for i in np.argsort(-found.losses, kind="stable")[:_LIKELY_MISTAKES]]
-    return thumbnails.of(report["fingerprints"][split], wanted, likely, lambda: read_data().splits[split])
+    found = thumbnails.of(report["fingerprints"][split], wanted, likely, lambda: read_data().splits[split])
+    return {example: _as_media(content, report["kind"]["shown_as"]) for example, content in found.items()}
+
+
+def _as_media(content, media):
+    """What a page shows of an example: a `picture`, as a URL, or a `text`; neither where it is gone."""
+    shown: dict[str, str | None] = {"picture": None, "text": None}
+    if content is None:
+        return shown
+    if media == "text/plain":
+        return shown | {"text": content.decode(errors="replace")}
+    return shown | {"picture": f"data:{media};base64,{base64.b64encode(content).decode()}"}
 
 
 def _counted(report):
-    """Classes in their order, or where they are very many those with the fewest training images, fewest first."""
+    """Classes in their order, or where they are very many those with the fewest training examples, fewest first."""
     names, of_train = report["class_names"], report["class_counts"]["train"]
     return names if len(names) <= _MOST_CLASSES else sorted(names, key=lambda name: of_train[name])[:_MOST_CLASSES]
 
 
 def _figures(report, estimates):
     split, found = list(estimates.items())[-1]
-    made = []
-    for name, (label, kind) in _METRICS.items():
-        if name in found:
-            value, low, high = (page.format_by(v, kind) for v in found[name])
-            made.append({"label": f"{split} {label}", "value": value, "note": f"{low} to {high}"})
+    made, task = [], TASKS[report["task"]["name"]]
+    for name, estimate in found.items():
+        value, low, high = (page.format_by(v, page.format_of(name)) for v in estimate)
+        made.append({"label": f"{split} {page.label_of(name, task)}", "value": value, "note": f"{low} to {high}"})
     phase = report["phases"][report["chosen"]["phase"]]
     total = phase["trainable_parameters"] + phase["frozen_parameters"]
     trainable = page.format_by(phase["trainable_parameters"], "count")
     made.append({"label": "trained parameters", "value": trainable, "note": f"of {page.format_by(total, 'count')}"})
     seconds = sum(report["seconds"].values())
-    note = f"{page.format_by(report['num_examples']['train'], 'count')} training images"
+    note = f"{page.format_by(report['num_examples']['train'], 'count')} training {report['kind']['name']}"
     return [*made, {"label": "seconds", "value": page.format_by(seconds, "seconds"), "note": note}]
 
 
-def _curves(phases):
-    """Charts of loss and accuracy, the epochs of the second phase after those of the first."""
+def _baseline(report, metric):
+    found = report["chosen"]["val"]["baseline"]
+    return {"answer": found["answer"], "score": page.format_by(found[metric], page.format_of(metric))}
+
+
+def _curves(phases, task):
+    """Charts of loss and metric, the epochs of the second phase after those of the first."""
     begins, first = {}, 0
     for name, phase in phases.items():
         begins[name] = first
         first += len(phase["history"])
     return [
-        charts.lines(title, _curve(phases, begins, key, scale), "epoch", parts=begins)
-        for key, title, scale in (("loss", "Loss, nats", 1), ("accuracy", "Accuracy, %", 100))
+        charts.lines(page.title_of(key, task), _curve(phases, begins, key, page.scale_of(key)), "epoch", parts=begins)
+        for key in ("loss", task.metric)
     ]
 
 
@@ -156,46 +168,6 @@ def _curve(phases, begins, key, scale):
 
 def _scaled(value, scale):
     return float("nan") if value is None else scale * value
-
-
-def _split(name, found, ece, pictures, report):
-    class_names, answers = report["class_names"], (found.labels, found.predicted)
-    classes = list(zip(class_names, scores.by_class(*answers, len(class_names)), strict=True))
-    small = len(class_names) <= _LARGEST_MATRIX
-    return {
-        "name": name,
-        "count": len(found.ids),
-        "num_wrong": int((~found.correct).sum()),
-        "num_corrupt": report["num_corrupt"][name],
-        "matrix": _matrix(scores.confusion(*answers, len(class_names)), class_names) if small else None,
-        "pairs": [
-            {"label": class_names[label], "predicted": class_names[predicted], "count": count}
-            for label, predicted, count in scores.confused(*answers, _LARGEST_MATRIX)
-        ],
-        "classes": classes if small else scores.hardest(classes, _MOST_CLASSES),
-        "ece": ece,
-        "reliability": charts.reliability("Reliability", scores.reliability(found)),
-        "mistakes": [
-            {
-                "id": found.ids[i],
-                "label": class_names[found.labels[i]],
-                "predicted": class_names[found.predicted[i]],
-                "probability": found.confidence[i],
-                "picture": pictures[found.ids[i]],
-            }
-            for i in scores.mistakes(found, _MOST_PICTURES)
-        ],
-    }
-
-
-def _matrix(counts, class_names):
-    made = []
-    for i, (name, row) in enumerate(zip(class_names, counts.tolist(), strict=True)):
-        total = max(sum(row), 1)
-        kinds = ["right" if i == j else "" if count else "zero" for j, count in enumerate(row)]
-        cells = [{"count": c, "share": c / total, "kind": kind} for c, kind in zip(row, kinds, strict=True)]
-        made.append({"name": name, "cells": cells})
-    return made
 
 
 def _config(stored):

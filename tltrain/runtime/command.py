@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from tltrain import config, places
 from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirError, reason_of
 from tltrain.runtime import console, parallel, signals
+from tltrain.runtime.process import Process
 from tltrain.runtime.verbs import VERBS
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)")  # of a key of the config
@@ -95,16 +96,17 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
-def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Callable[[], bool]], int]) -> int:
-    """Runs `work(arguments, stop)` of a verb and returns its exit code, or that of the error it raises.
+def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Process], int]) -> int:
+    """Runs `work(arguments, process)` of a verb and returns its exit code, or that of the error it raises.
 
-    `stop()` is true once SIGTERM or SIGINT came, see `signals`. `--debug` in `argv` shows the traceback of an error.
+    `process.stop()` is true once SIGTERM or SIGINT came, see `signals`. `--debug` in `argv` shows the traceback of an
+    error.
     """
     try:
         with signals.noted() as stop:
             arguments = _read(parser, argv[1:])
             parallel.cache_compilations(places.cache_dir() / "xla")
-            return work(arguments, stop)
+            return work(arguments, Process(stop=stop))
     except signals.Abandoned as stopped:
         console.warn(str(stopped))
         with contextlib.suppress(OSError):

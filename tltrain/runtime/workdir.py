@@ -1,6 +1,5 @@
-"""The record of a run on disk: config, environment, metrics by step, one lock; and the clock of its parts."""
+"""The record of a run on disk: config, environment, metrics by step, one lock."""
 
-import collections
 import contextlib
 import hashlib
 import json
@@ -9,8 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,36 +23,6 @@ from tltrain.runtime import record
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "h5py")
 _REMEDY = "free space or check the folder, and start again, or choose another --workdir"
-
-
-class Clock:
-    """Seconds spent by part; parts may be entered many times, and one inside another counts for the inner one alone."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = collections.defaultdict(float)
-        self._earlier: dict[str, float] = {}
-        self._inner = [0.0]
-
-    def resume(self, earlier: dict[str, float]) -> None:
-        """Goes on from the total of an earlier process."""
-        self._earlier = earlier
-
-    def total(self) -> dict[str, float]:
-        """Seconds by part, of this process and of those it resumed."""
-        parts = dict.fromkeys([*self._earlier, *self.seconds])
-        return {part: self._earlier.get(part, 0.0) + self.seconds[part] for part in parts}
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Adds the time of the block to `part`."""
-        start = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            passed = time.perf_counter() - start
-            self.seconds[part] += passed - self._inner.pop()
-            self._inner[-1] += passed
 
 
 class Workdir:

@@ -11,37 +11,37 @@ import numpy as np
 
 @flax.struct.dataclass
 class Metrics:
-    """Sums over examples: `loss` float32 `[]`, and int32 `[]` how many were `correct` of the `count`."""
+    """Sums over examples: `loss` and `score` float32 `[]`, over the int32 `count` of them."""
 
     loss: jax.Array
-    correct: jax.Array
+    score: jax.Array
     count: jax.Array
 
 
-def of_batch(losses: jax.Array, predicted: jax.Array, label: jax.Array, mask: jax.Array) -> Metrics:
-    """Sums of one batch: `losses` float32 `[B]`, `predicted` and `label` int32 `[B]`, counted where `mask` `[B]`."""
-    correct = mask & (predicted == label)
-    return Metrics(jnp.where(mask, losses, 0.0).sum(), *(x.sum(dtype=jnp.int32) for x in (correct, mask)))
+def of_batch(losses: jax.Array, scores: jax.Array, mask: jax.Array) -> Metrics:
+    """Sums of one batch: `losses` and `scores` float32 `[B]`, counted where `mask` `[B]`."""
+    loss, score = (jnp.where(mask, values, 0.0).sum() for values in (losses, scores))
+    return Metrics(loss, score, mask.sum(dtype=jnp.int32))
 
 
 @dataclasses.dataclass
 class Total:
-    """Running total on the host, the loss in float64; `dataclasses.asdict` gives its state as JSON."""
+    """Running total on the host, its sums in float64; `dataclasses.asdict` gives its state as JSON."""
 
     loss: float = 0.0
-    correct: int = 0
+    score: float = 0.0
     count: int = 0
 
     def add(self, metrics: Metrics) -> None:
         """Adds one batch."""
         self.loss += float(metrics.loss)
-        self.correct += int(metrics.correct)
+        self.score += float(metrics.score)
         self.count += int(metrics.count)
 
-    def summary(self) -> dict[str, float]:
-        """Mean loss and accuracy; NaN where nothing was counted."""
+    def summary(self, metric: str) -> dict[str, float]:
+        """The means of losses and scores, which are those of `metric`; NaN where nothing was counted."""
         count = self.count or float("nan")
-        return {"loss": self.loss / count, "accuracy": self.correct / count}
+        return {"loss": self.loss / count, metric: self.score / count}
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def mixed(batch: Batch, key: jax.Array, mixup: float, cutmix: float, axis_name: 
         axis_name: mapped axis along which the global batch is divided; None where `batch` is global.
 
     Returns:
-        The batch with `inputs` float32; `label` is that of the larger weight, `other` int32 `[B]` that of the smaller,
+        The batch with `inputs` float32; `label` is that of the larger weight, `other` that of the smaller,
         and `share` float32 `[B]`, from 0.5 to 1, is the weight of `label`.
     """
     fields = {name: batch[name] for name in ("inputs", "label", "mask")}
@@ -31,11 +31,12 @@ def mixed(batch: Batch, key: jax.Array, mixup: float, cutmix: float, axis_name: 
     own, other = (tree["inputs"].astype(jnp.float32) for tree in (batch, partner))
     inputs = keep[..., None] * own + (1 - keep[..., None]) * other
     share = keep.mean((1, 2))
-    larger = share >= 0.5
+    labels = batch["label"], partner["label"]
+    larger = (share >= 0.5).reshape(-1, *(1 for _ in labels[0].shape[1:]))
     return batch | {
         "inputs": inputs,
-        "label": jnp.where(larger, batch["label"], partner["label"]),
-        "other": jnp.where(larger, partner["label"], batch["label"]),
+        "label": jnp.where(larger, *labels),
+        "other": jnp.where(larger, *reversed(labels)),
         "share": jnp.maximum(share, 1 - share),
     }
 

@@ -1,19 +1,46 @@
 """One step of training and of evaluation: pure functions of a state and a global batch, without I/O."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from tltrain.data.pipeline import Batch
 from tltrain.models import freeze
 from tltrain.models.classifier import Classifier, run_frozen
 from tltrain.training import metrics, mix
+from tltrain.training.tasks.task import Task
 
 _OF_BATCH = 2**31  # what no index of an example is: folded into a step's key for what all of its batch share
+
+
+class Recipe(NamedTuple):
+    """What is fixed of the training steps of a phase, beside model and optimizer.
+
+    `plan` says what trains in them and `start` is the first stage they run, at most `plan.cut`. `seed` is that of
+    dropout and of mixing. With `batch_norm_train` trainable stages normalise by the batch. `ema` is the share of the
+    old average of the trainable leaves that a step keeps (Polyak & Juditsky 1992); 0: none. `mixup` and `cutmix` are
+    the alphas of `mix.mixed`; they need pixels, and scores are then of the label of the larger weight.
+    """
+
+    task: Task
+    plan: freeze.Plan
+    start: int
+    seed: int
+    batch_norm_train: bool
+    ema: float
+    mixup: float
+    cutmix: float
+
+
+def recipe(config: ConfigDict, phase: str, task: Task, plan: freeze.Plan, start: int) -> Recipe:
+    """That of a phase of `config`; the other arguments are those of `Recipe`."""
+    options = config[phase]
+    batch_norm_train = options.batch_norm == "train"
+    return Recipe(task, plan, start, config.seed, batch_norm_train, options.ema, options.mixup, options.cutmix)
 
 
 @flax.struct.dataclass
@@ -36,7 +63,7 @@ def create_state(
 ) -> TrainState:
     """The state at step 0 of a phase: parameters carried over, optimizer fresh, their average begun at them."""
     # a copy: the memory of a state is handed on to the next
-    average = jax.tree.map(jnp.array, freeze.split(params, plan.labels)[0]) if ema else None
+    average = jax.tree.map(jnp.array, freeze.split(params, plan)[0]) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
 
 
@@ -49,38 +76,12 @@ def variables(state: TrainState) -> dict:
     return {"params": params, "batch_stats": state.batch_stats}
 
 
-def example_losses(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Cross entropy `[B]` in nats of float32 `logits` `[B, D]` for int32 `label` `[B]`: binary where `D` is 1."""
-    if logits.shape[-1] == 1:
-        target = label.astype(jnp.float32) * (1 - smoothing) + smoothing / 2
-        return optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
-    target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, target)
-
-
-def _batch_losses(logits, batch, smoothing, class_weights):
-    """Weighted losses `[B]`; of a mixed batch those for both labels of a row, by their share."""
-
-    def losses(label):
-        return example_losses(logits, label, smoothing) * class_weights[label]
-
+def _train_losses(task, logits, batch):
+    """Losses `[B]`; of a mixed batch those for both labels of a row, by their share."""
+    losses = task.train_losses(logits, batch["label"])
     if "other" not in batch:
-        return losses(batch["label"])
-    return batch["share"] * losses(batch["label"]) + (1 - batch["share"]) * losses(batch["other"])
-
-
-def predicted_class(logits: jax.Array) -> jax.Array:
-    """int32 `[B]` of `logits` `[B, D]`."""
-    if logits.shape[-1] == 1:
-        return (logits[:, 0] > 0).astype(jnp.int32)
-    return logits.argmax(-1).astype(jnp.int32)
-
-
-def probabilities(logits: jax.Array) -> jax.Array:
-    """Float32 `[B, num_classes]` of `logits` `[B, D]`; they sum to one."""
-    if logits.shape[-1] == 1:
-        return nn.sigmoid(jnp.concatenate([-logits, logits], -1))
-    return nn.softmax(logits)
+        return losses
+    return batch["share"] * losses + (1 - batch["share"]) * task.train_losses(logits, batch["other"])
 
 
 def train_step(
@@ -89,63 +90,50 @@ def train_step(
     *,
     model: Classifier,
     tx: optax.GradientTransformation,
-    plan: freeze.Plan,
-    start: int,
-    seed: int,
-    batch_norm_train: bool,
-    smoothing: float,
-    class_weights: jax.Array,
-    ema: float,
-    mixup: float,
-    cutmix: float,
+    recipe: Recipe,
     axis_name: str | None = None,
 ) -> tuple[TrainState, tuple[metrics.Metrics, jax.Array]]:
     """One update of the trainable leaves.
 
     The gradient is taken of the trainable part alone, from the activations at the cut, so a backward pass of frozen
-    stages does not exist. Everything random follows from `seed`, `state.step` and `batch["index"]`.
+    stages does not exist. Everything random follows from `recipe.seed`, `state.step` and `batch["index"]`.
 
     Args:
         state: replicated.
-        batch: the global batch; its inputs are pixels where `start` is 0, else activations before stage `start`.
+        batch: the global batch; its inputs are rows of examples where `recipe.start` is 0, else the activations before
+            that stage.
         model: the classifier.
-        tx: optimizer over all of `params`, labelled as `plan` says.
-        plan: what is frozen in this step.
-        start: first stage to run, at most `plan.cut`.
-        seed: of dropout and of mixing.
-        batch_norm_train: trainable stages normalise by the batch.
-        smoothing: of labels.
-        class_weights: float32 `[num_classes]`, factors of each example's loss.
-        ema: share of the old average of the trainable leaves that a step keeps (Polyak & Juditsky 1992); 0: none.
-        mixup: alpha of mixup, as for `mix.mixed`; like `cutmix` it needs pixels, and accuracy is then counted against
-            the label of the larger weight.
-        cutmix: alpha of CutMix.
+        tx: optimizer over all of `params`, labelled as `recipe.plan` says.
+        recipe: of the phase.
         axis_name: mapped axis over which sums are taken; None where `batch` is global.
 
     Returns:
         The new state, and the metrics before the update with the global norm of the trainable gradients.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    plan = recipe.plan
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
-    if mixup or cutmix:
-        batch = mix.mixed(batch, jax.random.fold_in(key, _OF_BATCH), mixup, cutmix, axis_name)
+    if recipe.mixup or recipe.cutmix:
+        batch = mix.mixed(batch, jax.random.fold_in(key, _OF_BATCH), recipe.mixup, recipe.cutmix, axis_name)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    inputs = run_frozen(model, variables, batch["inputs"], start, plan.cut)
-    trainable, frozen = freeze.split(state.params, plan.labels)
+    inputs = run_frozen(model, variables, batch["inputs"], recipe.start, plan.cut)
+    trainable, frozen = freeze.split(state.params, plan)
 
     def summed_loss(trainable):
         variables = {"params": freeze.merge(trainable, frozen), "batch_stats": state.batch_stats}
-        logits, updated = model.apply(variables, inputs, plan.cut, batch_norm_train, keys, mutable=["batch_stats"])
-        losses = _batch_losses(logits, batch, smoothing, class_weights)
+        logits, updated = model.apply(
+            variables, inputs, plan.cut, recipe.batch_norm_train, keys, mutable=["batch_stats"]
+        )
+        losses = _train_losses(recipe.task, logits, batch)
         batch_stats = updated.get("batch_stats", state.batch_stats)
         return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, batch_stats)
 
     grads, (logits, losses, batch_stats) = jax.grad(summed_loss, has_aux=True)(trainable)
-    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"])
+    counted = metrics.of_batch(losses, recipe.task.score(logits, batch["label"]), batch["mask"])
     grads, counted = _sum_over(axis_name, (grads, counted))
     grads = jax.tree.map(lambda g: g / jnp.maximum(counted.count, 1), grads)
     moved, opt_state = _update(state, tx, grads, trainable, frozen)
-    average = _averaged(state.average, moved, ema) if ema else None
+    average = _averaged(state.average, moved, recipe.ema) if recipe.ema else None
     state = TrainState(state.step + 1, freeze.merge(moved, frozen), batch_stats, opt_state, average)
     return state, (counted, optax.tree.norm(grads))
 
@@ -172,13 +160,13 @@ def _sum_over(axis_name, tree):
 
 
 def eval_step(
-    variables: dict, batch: Batch, *, model: Classifier, axis_name: str | None = None
+    variables: dict, batch: Batch, *, model: Classifier, task: Task, axis_name: str | None = None
 ) -> tuple[metrics.Metrics, jax.Array]:
     """Metrics summed over the unmasked rows of the global batch, and float32 logits `[B, D]` of all rows.
 
     The inputs of `batch` are pooled features `[B, C]`; of `variables` only `params["head"]` is used.
     """
     logits: Any = model.apply(variables, batch["inputs"], len(model.backbone.stages))
-    losses = example_losses(logits, batch["label"])
-    counted = metrics.of_batch(losses, predicted_class(logits), batch["label"], batch["mask"])
+    losses, scores = task.losses(logits, batch["label"]), task.score(logits, batch["label"])
+    counted = metrics.of_batch(losses, scores, batch["mask"])
     return _sum_over(axis_name, counted), logits

@@ -15,8 +15,8 @@ import warnings
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from tltrain.data.augment import Augment, distorted, random_box
 from tltrain.data.files import kind_of
+from tltrain.data.kinds.image_augment import Augment, distorted, random_box
 from tltrain.errors import reason_of
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")  # that are read; of several frames or pages the first

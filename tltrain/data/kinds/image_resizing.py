@@ -15,7 +15,7 @@ _HALF = 2.0**11  # of the 2 ** 22 parts that are the unit of a weight
 
 
 def resize(xp: Any, images: Any, size: tuple[int, int], mode: str) -> Any:
-    """What `tltrain.data.preprocess` makes of each image, whatever the height and width of the batch.
+    """What `image_decoding` makes of each image, whatever the height and width of the batch.
 
     Args:
         xp: `jax.numpy` or `keras.ops`; with the latter `images` may be symbolic.

@@ -1,0 +1,78 @@
+"""What every kind of examples is: all that batches, stores, pages, checks and exports know of an example."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+from ml_collections import ConfigDict
+
+
+class Signature(NamedTuple):
+    """What an exported model takes: the `name` of its input, its `dtype`, its axes: names of open ones, or sizes."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+
+
+class Kind(abc.ABC):
+    """How bytes become rows, as a config says; equal values make equal rows.
+
+    A row is an array, or a dict of arrays, of fixed shapes. What a backbone takes is said by its `kind`.
+    """
+
+    name: ClassVar[str]  # of several, in what is said: "images"
+    rate: ClassVar[str]  # the unit of their speed: "img/s"
+    keys: ClassVar[tuple[str, ...]]  # of a config, that mean something for this kind alone
+    augments: ClassVar[bool]  # whether training rows can be varied at random
+    shown_as: ClassVar[str]  # media type of what `show` gives: "image/jpeg" or "text/plain"
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, config: ConfigDict) -> Self:
+        """That of a whole config."""
+
+    @abc.abstractmethod
+    def shapes(self) -> Any:
+        """A row as a tree of `jax.ShapeDtypeStruct`."""
+
+    @abc.abstractmethod
+    def row(self, encoded: bytes, key: tuple[int, int] | None = None) -> Any:
+        """The row of an example: as it is, or varied at random by `key`, (epoch, example), from which all draws follow.
+
+        Raises:
+            OSError: it cannot be read, with the reason on one line.
+        """
+
+    @abc.abstractmethod
+    def facts(self, view: int | None) -> dict[str, Any]:
+        """What rows depend on beside the bytes, as JSON: as they are, or varied as those of epoch `view`."""
+
+    @abc.abstractmethod
+    def is_example(self, path: Path, what: str) -> bool:
+        """Whether a file is one, by its name and by `what` its first bytes say, see `files.kind_of`."""
+
+    @abc.abstractmethod
+    def look(self, encoded: bytes) -> Any:
+        """What the doctor wants to know of an example; raises OSError where `row` would."""
+
+    def alike(self, seen: Sequence[Any], others: Sequence[Any]) -> Iterator[tuple[int, int]]:
+        """`(i, j)` where `seen[i]` and `others[j]`, as `look` gives them, are the same in other bytes."""
+        yield from ()
+
+    @abc.abstractmethod
+    def show(self, encoded: bytes) -> bytes:
+        """What a page shows of an example, small, as `shown_as`; raises OSError where it cannot be read."""
+
+    @abc.abstractmethod
+    def signature(self) -> Signature:
+        """What an export takes in place of encoded examples."""
+
+    @abc.abstractmethod
+    def raw(self, encoded: bytes) -> Any:
+        """An example as an export takes it, without the axis of the batch; raises OSError where it cannot be read."""
+
+    @abc.abstractmethod
+    def rows_of(self, xp: Any, raw: Any) -> Any:
+        """Rows of a batch of what `raw` gives, as floats, by operations of `xp`: `jax.numpy` or `keras.ops`."""

@@ -1,0 +1,45 @@
+"""What belongs to the process that works on a run, and to no run: where its seconds go, and whether it was stopped."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+
+class Clock:
+    """Seconds spent by part; parts may be entered many times, and one inside another counts for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+        self._earlier: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def resume(self, earlier: dict[str, float]) -> None:
+        """Goes on from the total of an earlier process."""
+        self._earlier = earlier
+
+    def total(self) -> dict[str, float]:
+        """Seconds by part, of this process and of those it resumed."""
+        parts = dict.fromkeys([*self._earlier, *self.seconds])
+        return {part: self._earlier.get(part, 0.0) + self.seconds[part] for part in parts}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Adds the time of the block to `part`."""
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - start
+            self.seconds[part] += passed - self._inner.pop()
+            self._inner[-1] += passed
+
+
+@dataclass(frozen=True)
+class Process:
+    """`clock` has the seconds of its run by part; `stop()`, polled between steps, is true once it is asked to end."""
+
+    clock: Clock = field(default_factory=Clock)
+    stop: Callable[[], bool] = lambda: False

@@ -1,0 +1,68 @@
+"""What is fixed of a run before its first step."""
+
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tltrain.data import pipeline, sources
+from tltrain.data.split import Data
+from tltrain.errors import ConfigError
+from tltrain.models import freeze, zoo
+from tltrain.models.classifier import Classifier
+from tltrain.runtime import parallel
+from tltrain.runtime.process import Clock
+from tltrain.training.tasks import choose
+from tltrain.training.tasks.task import Task
+
+_SMALL_BATCH, _PADDED = 256, 8  # examples that a batch may always have, and times the training examples
+
+
+class Setup(NamedTuple):
+    """The experimental setup: a valid config, the data, the task and the model it describes, and the devices."""
+
+    config: ConfigDict
+    data: Data
+    task: Task
+    model: Classifier
+    mesh: Mesh
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that see every training example once."""
+        return pipeline.num_batches(self.data.splits["train"].num_examples, self.config.batch_size)
+
+    def plan(self, phase: str) -> freeze.Plan:
+        """What trains in a phase, at its end where stages are unfrozen one by one."""
+        options = self.config[phase]
+        return freeze.plan(self.model.backbone.stages, options.freeze_until, options.train_only)
+
+
+def read_data(config: ConfigDict) -> Data:
+    """The data of a resolved `config`; raises DataError where they cannot be read."""
+    return sources.load(config.data, zoo.kind(config), config.seed)
+
+
+def load(config: ConfigDict, clock: Clock) -> Setup:
+    """That of `config`, a valid and resolved one; the data are read.
+
+    Raises:
+        TltrainError: data that cannot be read, or that the config makes no sense with.
+    """
+    mesh = parallel.make_mesh(config.batch_size)
+    with clock("data"):
+        data = read_data(config)
+    task = task_of(config, data)
+    return Setup(config, data, task, zoo.create(config, task.num_outputs), mesh)
+
+
+def task_of(config: ConfigDict, data: Data) -> Task:
+    """What the labels of `data` are; raises ConfigError where the batch or what is said of labels makes no sense."""
+    num_examples = data.splits["train"].num_examples
+    largest = max(_SMALL_BATCH, _PADDED * num_examples)
+    if config.batch_size > largest:
+        raise ConfigError(
+            f"batch_size = {config.batch_size}, allowed: at most {largest} with {num_examples} training examples, for "
+            "the rest of a batch is padding; in the config; lower it"
+        )
+    return choose.of(config, data)
