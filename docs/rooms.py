@@ -9,8 +9,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a room imports only itself and rooms below it; files beside the rooms are verbs, but for the ground
 ROOMS = "verbs checks exports experiment pages cache training weights models data runtime ground".split()
-GROUND = ("config", "rules", "places", "errors", "__init__")
-BESIDE = {"verbs": "Flags, one call, and what is printed.", "ground": "Keys, what they may be, paths, errors."}
+GROUND = ("config", "rules", "places", "formats", "errors", "__init__")
+BESIDE = {
+    "verbs": "Flags, one call, and what is printed.",
+    "ground": "Keys, what they may be, paths, errors.",
+}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -11,8 +11,7 @@ from PIL import Image
 from test_main import run as run_verb
 from test_main import write_config
 
-from tltrain import doctor
-from tltrain.checks import data, images, machine, memory, phases, pixels, seconds, settings, weights
+from tltrain.checks import data, examination, images, machine, memory, phases, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
 from tltrain.checks.finding import NotThereYetError
 from tltrain.data.kinds.image_decoding import load_image
@@ -47,10 +46,10 @@ def state_of(folder):
 
 def test_a_clean_set_has_no_problem_and_nothing_is_changed(tiny, root, tmp_path):
     before = state_of(tmp_path)
-    found = doctor.examine(tiny, case_of(tiny, tmp_path))
+    found = examination.examine(tiny, case_of(tiny, tmp_path))
     assert [finding for _, finding in found if finding.level == "problem"] == []
-    assert {section for section, _ in found} == set(doctor.SECTIONS)
-    assert doctor.exit_code(found) == 0 and doctor.verdict(found).startswith("Nothing found")
+    assert {section for section, _ in found} == set(examination.SECTIONS)
+    assert examination.exit_code(found) == 0 and examination.verdict(found).startswith("Nothing found")
     assert state_of(tmp_path) == before
 
 
@@ -168,17 +167,17 @@ def test_one_error_hides_no_other_and_is_told_once(tiny, root, tmp_path):
     tiny.data.source = "folder:/nowhere"
     tiny.data.sorce = "x"
     tiny.finetune.clip_norm = -1.0
-    found = doctor.examine(tiny, case_of(tiny, tmp_path))
+    found = examination.examine(tiny, case_of(tiny, tmp_path))
     problems = [(section, finding.exit_code) for section, finding in found if finding.level == "problem"]
     assert problems == [("Config", 2), ("Config", 2), ("Data", 4), ("Weights", 5)]
     assert sum("no folder at /nowhere" in finding.text for _, finding in found) == 1
     assert any(section == "Pixels" and "reason given under" in finding.text for section, finding in found)
-    assert doctor.exit_code(found) == 2
+    assert examination.exit_code(found) == 2
 
 
 def test_bad_weights_leave_data_and_cost_to_be_looked_at(tiny, root, tmp_path):
     tiny.model.weights = str(tmp_path / "none.h5")
-    found = doctor.examine(tiny, case_of(tiny, tmp_path))
+    found = examination.examine(tiny, case_of(tiny, tmp_path))
     assert [(section, f.exit_code) for section, f in found if f.level == "problem"] == [("Weights", 5)]
     assert any(section == "Cost" and f.text.startswith("about ") for section, f in found)
 
@@ -234,7 +233,7 @@ def test_the_stores_that_are_announced_are_those_that_a_run_makes(views, tiny, t
 
 def test_it_ends_when_the_process_is_asked_to(tiny, root, tmp_path):
     with pytest.raises(TerminatedError, match="nothing was changed"):
-        doctor.examine(tiny, case_of(tiny, tmp_path, stop=lambda: True))
+        examination.examine(tiny, case_of(tiny, tmp_path, stop=lambda: True))
 
 
 def test_a_limit_is_said_openly(tiny, root, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from test_train import run, without_times
 from test_weights import save_backbone
 
-from tltrain import evaluate, predict
+from tltrain import evaluate, predict, report
 from tltrain.cache import features
 from tltrain.data import content
 from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
-from tltrain.experiment import train
+from tltrain.experiment import range_test, train
 from tltrain.runtime import record, sealed
+from tltrain.runtime.process import Process
 from tltrain.runtime.workdir import Workdir
 from tltrain.training.setup import read_data
 
@@ -192,3 +194,23 @@ def test_what_a_stopped_run_is_made_of_is_compared_or_known_to_be_damaged(copied
 
 def positions(rng, whole, count):
     return zip(rng.integers(0, len(whole), count).tolist(), rng.integers(0, 8, count).tolist(), strict=True)
+
+
+@pytest.mark.parametrize("form", [None, 3], ids=["earlier", "later"])
+def test_a_workdir_of_another_form_is_refused_in_a_line_that_names_it(copied, tmp_path, capsys, form):
+    config, _ = copied
+    config.finetune.epochs = 1
+    path = tmp_path / "run"
+    run(config, path)
+    for name in ("report.json", "identity.json"):
+        stored = json.loads((path / name).read_text()) | {"format": form}
+        stored = {key: value for key, value in stored.items() if value is not None}
+        (path / name).write_text(json.dumps(record.with_digest(stored)))
+    said = f"{path} is a run of {'an earlier' if form is None else 'a later'} version of tltrain, of form {form or 1};"
+    with pytest.raises(WorkdirError, match=re.escape(said)):
+        run(config, path)
+    with pytest.raises(WorkdirError, match=re.escape(said)):
+        range_test.run(config, path, "finetune", (1e-7, 1.0, 20), Process())
+    capsys.readouterr()
+    for verb, *arguments in ((predict, "--workdir", path, tmp_path), (report, path)):
+        assert verb.main(["tltrain", *map(str, arguments)]) == 6 and said in capsys.readouterr().err

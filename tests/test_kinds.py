@@ -13,7 +13,9 @@ import pytest
 from conftest import tiny_config
 from test_train import assert_same_run, run
 
-from tltrain import doctor, evaluate, export, predict, report
+from tltrain import evaluate, export, predict, report
+from tltrain.checks import examination, settings
+from tltrain.checks.case import Case
 from tltrain.data.kinds.kind import Kind, Signature
 from tltrain.errors import ConfigError, TerminatedError
 from tltrain.experiment import sweeping
@@ -160,8 +162,8 @@ def test_a_sweep_of_probes_on_rows_of_numbers_is_one_of_runs(numbers, tmp_path):
 
 
 def test_the_doctor_looks_at_rows_of_numbers(numbers, tmp_path):
-    case = functools.partial(doctor.Case, doctor.settings.repaired(numbers), tmp_path / "run", 0)
-    found = doctor.examine(numbers, case(lambda: False))
+    case = functools.partial(Case, settings.repaired(numbers), tmp_path / "run", 0)
+    found = examination.examine(numbers, case(lambda: False))
     texts = [finding.text for _, finding in found]
     assert not [text for text in texts if "image" in text], texts
     assert any("1 of 36 rows cannot be read: low/0.txt" in text or "1 of 12 rows cannot" in text for text in texts)

@@ -13,7 +13,10 @@ from conftest import TINY, tiny_config
 from test_kinds import call
 from test_train import assert_same_run, run
 
-from tltrain import doctor, evaluate, export, predict, report
+from tltrain import evaluate, export, predict, report
+from tltrain.checks import data as data_checks
+from tltrain.checks import settings
+from tltrain.checks.case import Case
 from tltrain.config import default
 from tltrain.data import sources, tfds_source
 from tltrain.errors import ConfigError, DataError, TerminatedError
@@ -145,8 +148,8 @@ def test_probes_are_swept_together_and_solved_in_closed_form(config, tmp_path):
 
 
 def test_the_doctor_says_how_labels_are_distributed(config, tmp_path):
-    case = doctor.Case(doctor.settings.repaired(config), tmp_path / "run", 0, lambda: False)
-    texts = [finding.text for finding in doctor.data.check_counts(case)]
+    case = Case(settings.repaired(config), tmp_path / "run", 0, lambda: False)
+    texts = [finding.text for finding in data_checks.check_counts(case)]
     wanted = {"lit_sides": "left 24, right 23, nowhere 13", "lit_share": "labels from 0 to 1, mean"}
     assert any(wanted[config.data.source.partition(":")[2]] in text for text in texts), texts
 

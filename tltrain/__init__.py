@@ -8,4 +8,4 @@ if sys.platform == "win32":
     raise SystemExit(2)
 
 STARTED = time.perf_counter()  # before the slow imports, so that a report can say what these cost
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,35 +10,15 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 import tltrain
-from tltrain.checks import data, images, machine, memory, pixels, seconds, settings, weights
+from tltrain.checks import examination, settings
 from tltrain.checks.case import Case
-from tltrain.checks.finding import LEVELS, Finding, advice, fine, of_error
-from tltrain.errors import TerminatedError, TltrainError
+from tltrain.checks.finding import Finding, fine
 from tltrain.runtime import command, console
 
 _FILE_WIDTH = 120  # characters of a line where there is no terminal
-
-SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
-    "Config": (settings.check_names,),
-    "Machine": (machine.check_devices, machine.check_workdir),
-    "Data": (
-        data.check_counts,
-        data.check_left_out,
-        data.check_files,
-        images.check_images,
-        data.check_duplicates,
-    ),
-    "Weights": (weights.check_weights,),
-    "Pixels": (pixels.check_pixels,),
-    "Recipe": (settings.check_recipe,),
-    "Cost": (memory.check_memory, memory.check_disk, seconds.check_seconds),
-}
 
 
 def main(argv: list[str]) -> int:
@@ -55,51 +35,14 @@ def main(argv: list[str]) -> int:
         case.seconds["imports"] = imports
         if arguments.json:
             with console.into(Path(os.devnull)):
-                found = examine(config, case)
+                found = examination.examine(config, case)
             print(json.dumps([{"section": section, **finding._asdict()} for section, finding in found], indent=2))
         else:
-            found = examine(config, case, show)
-            console.say(f"\n{verdict(found)}")
-        return exit_code(found)
+            found = examination.examine(config, case, show)
+            console.say(f"\n{examination.verdict(found)}")
+        return examination.exit_code(found)
 
     return command.run(parser, argv, work)
-
-
-def examine(
-    config: ConfigDict, case: Case, tell: Callable[[str, list[Finding]], None] = lambda section, findings: None
-) -> list[tuple[str, Finding]]:
-    """Every finding about a run of `config`, with its section.
-
-    Args:
-        config: as given, be its values allowed or not.
-        case: of `settings.repaired(config)`.
-        tell: given the name of a section and its findings, problems first, as soon as they are known.
-
-    Raises:
-        TerminatedError: the process was asked to stop.
-    """
-    found = [("Config", finding) for finding in settings.check_keys(config)]
-    for section, checks in SECTIONS.items():
-        for check in checks:
-            case.end_if_stopped()
-            found += [(section, finding) for finding in _findings(check, case, section, found)]
-        tell(section, [one for level in LEVELS for name, one in found if (name, one.level) == (section, level)])
-    return found
-
-
-def _findings(check, case, section, before) -> Iterator[Finding]:
-    """Those of one check; an error ends it, but hides no other, and is told in full once."""
-    try:
-        yield from check(case)
-    except TerminatedError:
-        raise
-    except TltrainError as error:
-        finding = of_error(error)
-        told = [name for name, other in before if other == finding]
-        if told and section not in told:
-            finding = advice(f"not looked at, for the reason given under {told[0]}")
-        if (section, finding) not in before:
-            yield finding
 
 
 def show(section: str, findings: list[Finding]) -> None:
@@ -109,21 +52,6 @@ def show(section: str, findings: list[Finding]) -> None:
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
     for finding in findings or [fine("nothing to say")]:
         console.say(wrap.fill(f"  {finding.level:8} {finding.text}"))
-
-
-def verdict(found: list[tuple[str, Finding]]) -> str:
-    """All of it in a line."""
-    problems = [section for section, finding in found if finding.level == "problem"]
-    count = sum(finding.level == "advice" for _, finding in found)
-    more = f"{count} piece{'s'[: count != 1]} of advice"
-    if not problems:
-        return f"Nothing found that would stop the run or spoil its numbers; {more}."
-    return f"{len(problems)} problem{'s'[: len(problems) > 1]} ({', '.join(dict.fromkeys(problems))}); {more}."
-
-
-def exit_code(found: list[tuple[str, Finding]]) -> int:
-    """That of the first problem, 0 where there is none."""
-    return next((finding.exit_code for _, finding in found if finding.level == "problem"), 0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain import places
+from tltrain import formats, places
 from tltrain.cache import forward, space, store
 from tltrain.data import pipeline
 from tltrain.data.split import Split
@@ -26,8 +26,6 @@ from tltrain.models.classifier import Classifier
 from tltrain.places import cache_dir
 from tltrain.runtime import console, signals
 from tltrain.training.setup import Setup
-
-FORMAT = 4  # raise it when the numbers or the files of a store change their meaning
 
 
 class Wanted(NamedTuple):
@@ -105,7 +103,7 @@ def _facts(setup, variables, wanted) -> dict[str, Any]:
                 arrays.update(f"{stage}{jax.tree_util.keystr(path)}{leaf.shape}".encode())
                 arrays.update(np.asarray(leaf).tobytes())
     return {
-        "format": FORMAT,
+        "format": formats.STORE,
         "source": config.data.source,
         "split": wanted.split.expression,
         "examples": wanted.split.fingerprint,

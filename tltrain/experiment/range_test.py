@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import places
+from tltrain import formats, places
 from tltrain.cache.inputs import Inputs, SplitInputs
 from tltrain.data import sources
 from tltrain.errors import ConfigError, TerminatedError
@@ -91,6 +91,7 @@ def _after_probe(fixed: Setup, workdir: Path, process: Process) -> dict:
             raise ConfigError(
                 f"the workdir holds a run of another config; {workdir}: {', '.join(changed)}; choose another --workdir"
             )
+        formats.check_workdir(read_json(workdir / "identity.json") or {}, workdir)
         if (workdir / "report.json").exists() or (workdir / "checkpoints" / "finetune").exists():
             console.say(f"The probe is that of the run in {workdir}.")
             return finished.model_of(workdir, config, fixed.model, "probe")

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
+from tltrain import formats
 from tltrain.cache import space
 from tltrain.cache.inputs import Inputs
 from tltrain.data import identity, sources
@@ -85,10 +86,11 @@ def begin(work: Workdir, data: Data, origin: dict[str, Any]) -> None:
     stored = work.read_json("identity.json")
     if not (stored is None or has_digest(stored)):
         raise WorkdirError(
-            f"{work.path / 'identity.json'} is damaged, or of an earlier version; its digest does not match, so the "
-            "inputs cannot be compared with those the run began with; put it back, remove it if they are the same, or "
-            "choose another --workdir"
+            f"{work.path / 'identity.json'} is damaged; its digest does not match, so the inputs cannot be compared "
+            "with those the run began with; put it back, remove it if they are the same, or choose another --workdir"
         )
+    if stored is not None:
+        formats.check_workdir(stored, work.path)
     identity.check(stored, made_of, work.path)
     work.begin(made_of)
 

@@ -176,10 +176,8 @@ class Checkpoints:
         return sound
 
     def _is_sound(self, name: str) -> bool:
-        hashes = self._hashes(name)
-        of_earlier_versions = {path.split("/", 2)[2]: sha256 for path, sha256 in hashes.items()}
         try:
-            return json.loads(self._manifest(name).read_bytes()) in (hashes, of_earlier_versions)
+            return json.loads(self._manifest(name).read_bytes()) == self._hashes(name)
         except (OSError, ValueError):
             return False
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tltrain import formats
 from tltrain.errors import WorkdirError
 
 # what a finished run is read back from, beside its checkpoints
@@ -35,7 +36,7 @@ def json_of(value: Any, indent: int | None = None) -> str:
 def sealed(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """The content of `report.json` of the run in `folder`: `report` with the digests that `read_report` checks."""
     files = {name: _sha256(folder / name) for name in (*PARTS, LOG) if (folder / name).exists()}
-    return with_digest(report | {"files": files})
+    return with_digest({"format": formats.WORKDIR} | report | {"files": files})
 
 
 def read_report(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
@@ -53,7 +54,8 @@ def read_report(folder: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     with contextlib.suppress(WorkdirError):
         report = read_json(path)
     if not has_digest(report):
-        raise WorkdirError(f"{path} is damaged, or of an earlier version; its digest does not match; {remedy}")
+        raise WorkdirError(f"{path} is damaged; its digest does not match; {remedy}")
+    formats.check_workdir(report, folder)
     for name in parts:
         if is_changed(folder, name, report):
             raise WorkdirError(f"{folder / name} is not what the run wrote; its digest does not match; {remedy}")

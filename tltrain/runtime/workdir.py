@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
-from tltrain import places
+from tltrain import formats, places
 from tltrain.errors import ConfigError, WorkdirError
 from tltrain.runtime import record
 
@@ -56,7 +56,7 @@ class Workdir:
         self.write_json("config.json", json.loads(config_lib.to_json(self._config)))
         self.write_json("environment.json", _environment())
         self.write_json("class_names.json", made_of["class_names"])
-        self.write_json("identity.json", record.with_digest(made_of))
+        self.write_json("identity.json", record.with_digest({"format": formats.WORKDIR} | made_of))
 
     def close(self) -> None:
         """Gives the lock back."""
