@@ -1,4 +1,8 @@
-"""Where a user says that something lies: paths of this machine, `~` among them; that they can be written and locked."""
+"""Where a user says that something lies: paths of this machine, `~` among them; that they can be written and locked.
+
+Own code rather than platformdirs, which has the same cache folder on Linux and knows no `$TLTRAIN_CACHE`, and filelock,
+which asks again and again where `flock` waits.
+"""
 
 import contextlib
 import fcntl

@@ -1,4 +1,7 @@
-"""Pretrained weight files from the network: fetched once, verified always."""
+"""Pretrained weight files from the network: fetched once, verified always.
+
+Own code rather than pooch, which reads to the end whatever a server sends: here a file ends where it is too large.
+"""
 
 import hashlib
 import os

@@ -1,4 +1,8 @@
-"""The same picture in other files: hashes that survive another quality, size or border."""
+"""The same picture in other files: hashes that survive another quality, size or border.
+
+Own code rather than imagehash, whose hashes of 64 bits, see `difference_hash`, do not tell pictures apart well enough,
+and which brings scipy and PyWavelets.
+"""
 
 from collections.abc import Iterator
 

@@ -53,11 +53,11 @@ jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 @functools.cache
 def golden(name):
     family = next(key for key, (_, makers) in FAMILIES.items() if name in makers)
-    with np.load(Path(__file__).parent / "golden" / f"{family}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "golden" / f"{family}.npz") as file:
         return {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
 
 
-make = runpy.run_path(str(Path(__file__).parent / "golden" / "make.py"))
+make = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "make.py"))
 
 
 # parameters without top and with that of 1000 classes, statistics included, as Keras counts
@@ -366,7 +366,7 @@ def test_images_have_the_size_of_the_backbone_where_the_config_has_none_and_are_
 
 
 def test_the_arms_of_the_comparison_without_weights_are_one_of_each_family(tmp_path):
-    file = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "backbones.py"))
+    file = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "backbones.py"))
     first, *others = sweeping.members(file["get_config"](), list(file["sweep"]()), 1, tmp_path)
     assert first.arm == "backbone=mobilenet_v2" and first.config.model.weights.endswith(".h5")
     assert sorted(m.arm for m in others) == sorted(f"backbone={name},weights=random" for name in FIRST)
@@ -375,7 +375,7 @@ def test_the_arms_of_the_comparison_without_weights_are_one_of_each_family(tmp_p
 
 @pytest.mark.full
 def test_two_arms_of_the_comparison_of_backbones_run(images, tmp_path, capsys):
-    file = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "backbones.py"))
+    file = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "backbones.py"))
     config, arms = file["get_config"](), list(file["sweep"]())
     config.data.update(source=f"folder:{images}", splits=("train[:75%]", "train[75%:]"), image_size=(32, 32))
     config.update(batch_size=8)

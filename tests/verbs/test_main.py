@@ -17,7 +17,7 @@ from test_train import assert_same_run
 from tltrain import __main__, doctor, find_lr, main, sweep
 from tltrain.runtime.verbs import VERBS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 from conftest import TINY
 from tltrain.config import default
@@ -249,7 +249,7 @@ def test_a_run_prints_no_warning(images, tmp_path):
 SMALL = ["--config.probe.epochs=1", "--config.data.image_size=(32,32)", "--config.features.dir=features"]
 
 
-# backbones.py wants the weights of every family: tests/test_zoo.py runs it
+# backbones.py wants the weights of every family: tests/models/test_zoo.py runs it
 SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "backbones.py")
 
 

@@ -55,7 +55,7 @@ def test_eight_devices_agree_with_one(tiny, tmp_path, variant):
     tiny.model.dropout = 0.3
     tiny.finetune.update(batch_norm="train", optimizer="sgd", learning_rate=1e-2, clip_norm=1.0)
     flags = f"--xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}"
-    environment = {"XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {"XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(flatten(tiny)), str(tmp_path)],
         env=os.environ | environment,

@@ -13,6 +13,7 @@ import sys
 import time
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def encode(image, format="PNG", **options):
 
 # four colours that every mode of a format can hold
 PIXELS = np.repeat(np.repeat(np.uint8([[[255] * 3, [0] * 3], [[0] * 3, [255] * 3]]), 16, 0), 16, 1)
+TESTS = Path(__file__).parents[1]
 COLOURS = np.repeat(np.repeat(np.uint8([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255] * 3]]), 16, 0), 16, 1)
 SECOND = Image.new("RGB", (32, 32), (9, 99, 199))  # another frame or page
 DEEP = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
@@ -226,7 +228,7 @@ def test_any_exception_of_a_decoder_is_a_reason_on_one_line(monkeypatch):
 
 def test_neither_warnings_nor_messages_of_decoders_reach_the_terminal():
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        f"import sys; sys.path[:0] = ['{TESTS}', '{TESTS / 'data'}']\n"
         "from test_decode import *\n"
         "for make, _ in [*HOSTILE.values(), (lambda: encode(Image.fromarray(COLOURS), 'TIFF', compression='tiff_lzw')"
         "[:200], '')]:\n"

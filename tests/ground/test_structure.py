@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS_PY = Path(__file__).parents[1] / "docs" / "rooms.py"
+ROOMS_PY = Path(__file__).parents[2] / "docs" / "rooms.py"
 DRAWN = runpy.run_path(str(ROOMS_PY))
 ROOMS, FILES, PACKAGE = (DRAWN[name] for name in ("ROOMS", "FILES", "PACKAGE"))
 room_of, imports_of = DRAWN["room_of"], DRAWN["imports_of"]

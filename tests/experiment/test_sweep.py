@@ -19,7 +19,7 @@ from tltrain.runtime.process import Process
 ARMS = [{}, {"finetune.freeze_until": "all"}]
 
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
