@@ -2,51 +2,19 @@
 
 import dataclasses
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-import optax
-from ml_collections import ConfigDict
 
-from tltrain.cache.inputs import Inputs, SplitInputs
+from tltrain.cache.inputs import SplitInputs
 from tltrain.errors import DivergedError, TerminatedError
 from tltrain.experiment import evaluation, programs, report
+from tltrain.experiment.phase import Phase, Run
 from tltrain.models import freeze
 from tltrain.runtime import console, parallel
-from tltrain.runtime.checkpoint import Checkpoints
-from tltrain.runtime.process import Process
-from tltrain.runtime.scalars import Scalars
-from tltrain.runtime.workdir import Workdir
 from tltrain.training import metrics, optim, steps
 from tltrain.training.setup import Setup
-
-
-class Run(NamedTuple):
-    """What the phases of one run share: what is fixed of it, the process that does it, its inputs and its record."""
-
-    setup: Setup
-    process: Process
-    inputs: Inputs
-    work: Workdir
-    scalars: Scalars
-
-
-class Phase(NamedTuple):
-    """One phase: its config, what is frozen, its learning rate, its checkpoints, and the record these carry."""
-
-    name: str
-    config: ConfigDict
-    plan: freeze.Plan
-    schedule: optax.Schedule
-    steps_per_epoch: int
-    checkpoints: Checkpoints
-    record: dict[str, Any]
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole phase."""
-        return self.config.epochs * self.steps_per_epoch
 
 
 def train(run: Run, phase: Phase, state: steps.TrainState) -> None:

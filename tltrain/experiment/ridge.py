@@ -9,7 +9,7 @@ import numpy as np
 from tltrain.cache import forward
 from tltrain.errors import TerminatedError
 from tltrain.experiment import evaluation, loop
-from tltrain.experiment.loop import Phase, Run
+from tltrain.experiment.phase import Phase, Run
 from tltrain.training import steps
 
 

@@ -21,14 +21,14 @@ from tltrain.cache.inputs import Inputs, SplitInputs
 from tltrain.errors import TltrainError
 from tltrain.experiment import evaluation, loop, report, train
 from tltrain.experiment.heads import Group, Heads, at, compile_eval, compile_train, evaluate_over, initial, train_epoch
-from tltrain.models import freeze
+from tltrain.experiment.phase import Phase, Run, open_checkpoints
 from tltrain.pages import run_page
 from tltrain.runtime import console, parallel
 from tltrain.runtime.checkpoint import Checkpoints
 from tltrain.runtime.process import Process
 from tltrain.runtime.scalars import Scalars
 from tltrain.runtime.workdir import Workdir
-from tltrain.training import metrics, optim, setup, steps
+from tltrain.training import metrics, setup, steps
 
 NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
 
@@ -72,7 +72,7 @@ class _Member:
     What its run says goes to `output.txt` of its workdir.
     """
 
-    def __init__(self, run: loop.Run, phase: loop.Phase, place: tuple[int, int]) -> None:
+    def __init__(self, run: Run, phase: Phase, place: tuple[int, int]) -> None:
         self.run, self.phase, self.place = run, phase, place
         self.best: _Best | None = None
         self.error: TltrainError | None = None
@@ -111,22 +111,16 @@ class _Member:
         """Saves the best state, its frozen part shared with `like`, its `evaluations` by split, and the report."""
         assert self.best is not None, "a finished phase has a best epoch"
         run, phase, state = self.run, self.phase, self.best.state
-        data, task = run.setup.data, run.setup.task
         params = {"backbone": seed.variables["params"]["backbone"], "head": state.params["head"]}
         state = dataclasses.replace(state, params=params, batch_stats=seed.variables["batch_stats"])
         phase.record.update(clock=seconds, logged=run.work.logged(phase.name))
         phase.checkpoints.share_frozen(like)
         phase.checkpoints.save(self.best.step, state, phase.record, self.best.score)
-        num_examples = data.splits["train"].num_examples
+        num_examples = run.setup.data.splits["train"].num_examples
         result = report.phase_result(phase.config, phase.record, self.best.step, num_examples, params, phase.plan)
-        measured = evaluation.in_detail(task, data.splits, evaluations)
-        counted, rate = run.inputs.num_corrupt(), run.inputs.examples_per_second()
-        whole = report.of_run(run.setup, {"probe": result}, "probe", seed.origin, measured, counted, rate, seconds)
-        run.work.write_lines("predictions.jsonl", evaluation.predictions(task, data.splits, evaluations))
-        whole = run.work.finish(whole)
-        run.scalars.result(whole)
+        whole = train.finish(run, {"probe": result}, "probe", seed.origin, evaluations, seconds)
         try:
-            run_page.end_run(run.work.path, lambda: data)
+            run_page.end_run(run.work.path, lambda: run.setup.data)
         except TltrainError as error:
             self.error = error
         with console.into(run.work.path / "output.txt"):
@@ -176,14 +170,11 @@ def _open(stack, group: Group, seed: _Seed, config: ConfigDict, path: Path, plac
     work.rewind_metrics("probe", 0)
     scalars = Scalars(path, config)
     stack.enter_context(contextlib.closing(scalars))
-    constants = freeze.constants(group.plan, seed.variables["params"])
-    checkpoints = Checkpoints(path / "checkpoints" / "probe", config.checkpoint.keep, constants)
+    own = group.setup._replace(config=config)
+    checkpoints = open_checkpoints(path, own, "probe", seed.variables["params"])
     stack.enter_context(contextlib.closing(checkpoints))
-    schedule = optim.make_schedule(config.probe, group.setup.steps_per_epoch)
-    record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
-    member = loop.Run(group.setup._replace(config=config), group.process, seed.inputs, work, scalars)
-    phase = loop.Phase("probe", config.probe, group.plan, schedule, group.setup.steps_per_epoch, checkpoints, record)
-    return _Member(member, phase, place)
+    member = Run(own, group.process, seed.inputs, work, scalars)
+    return _Member(member, Phase.of(own, "probe", checkpoints), place)
 
 
 def _into(output):

@@ -16,8 +16,8 @@ from tltrain.data import identity, sources
 from tltrain.data.split import Data
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.experiment import evaluation, loop, report, ridge
-from tltrain.experiment.loop import Phase, Run
-from tltrain.models import freeze, zoo
+from tltrain.experiment.phase import Phase, Run, open_checkpoints
+from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.pages import run_page
 from tltrain.runtime import console, signals
@@ -72,9 +72,10 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
             if config[name].epochs:
                 variables, phases[name] = _run_phase(shared, name, variables)
                 best[name] = variables
-        result = _finish(shared, phases, best, origin)
-        scalars.result(result)
-    result = work.finish(result)
+        best_by = config.checkpoint.best
+        chosen = max(phases, key=lambda name: fixed.task.rank(phases[name]["best"]["val"], best_by))
+        evaluations = _evaluate(shared, chosen, best[chosen])
+        result = finish(shared, phases, chosen, origin, evaluations, process.clock.total())
     run_page.end_run(path, lambda: fixed.data)
     report.show(result, path)
     return result
@@ -131,30 +132,26 @@ def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict
 
 def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, Any]]:
     """Trains what is left of a phase; returns the variables that were best on val, and the phase's result."""
-    config, plan = run.setup.config[name], run.setup.plan(name)
-    num_examples, per_epoch = run.setup.data.splits["train"].num_examples, run.setup.steps_per_epoch
-    schedule = optim.make_schedule(config, per_epoch)
-    tx = optim.make(config, schedule, plan, plan)
-    state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, config.ema)
-    state = jax.tree.map(np.asarray, state)
-    record: dict[str, Any] = {"history": [], "partial": None, "seconds": 0.0, "seconds_waiting": 0.0, "clock": {}}
-    folder, keep = run.work.path / "checkpoints" / name, run.setup.config.checkpoint.keep
-    constants = freeze.constants(plan, variables["params"])
-    with contextlib.closing(Checkpoints(folder, keep, constants)) as checkpoints:
-        if (latest := _resumable(run.setup, name, checkpoints)) is not None:
+    fixed, params = run.setup, variables["params"]
+    with contextlib.closing(open_checkpoints(run.work.path, fixed, name, params)) as checkpoints:
+        phase = Phase.of(fixed, name, checkpoints)
+        tx = optim.make(phase.config, phase.schedule, phase.plan, phase.plan)
+        state = steps.create_state(params, variables["batch_stats"], tx, phase.plan, phase.config.ema)
+        state = jax.tree.map(np.asarray, state)
+        if (latest := _resumable(fixed, name, checkpoints)) is not None:
             leaves, record = checkpoints.restore(latest)
-            state = with_leaves(state, leaves)
+            state, phase = with_leaves(state, leaves), phase._replace(record=record)
             run.process.clock.resume(record["clock"])
-        phase = Phase(name, config, plan, schedule, per_epoch, checkpoints, record)
         _rewind_metrics(run, phase, int(state.step))
-        if not loop.is_over(run.setup, name, record["history"]):
-            console.say(report.phase_line(name, config, int(state.step), phase.num_steps))
-            report.show_parameters(variables["params"], plan)
-            (ridge.fit if config.optimizer == "ridge" else loop.train)(run, phase, state)
+        if not loop.is_over(fixed, name, phase.record["history"]):
+            console.say(report.phase_line(name, phase.config, int(state.step), phase.num_steps))
+            report.show_parameters(params, phase.plan)
+            (ridge.fit if phase.config.optimizer == "ridge" else loop.train)(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
-    result = report.phase_result(config, record, best, num_examples, state.params, plan)
+    num_examples = fixed.data.splits["train"].num_examples
+    result = report.phase_result(phase.config, phase.record, best, num_examples, params, phase.plan)
     return steps.variables(state), result
 
 
@@ -180,20 +177,33 @@ def _resumable(fixed: setup.Setup, name: str, checkpoints: Checkpoints) -> int |
     return None
 
 
-def _finish(run: Run, phases, best, origin) -> dict[str, Any]:
-    """The content of `report.json`; writes the predictions of the chosen model, which meets test here, once."""
-    fixed, best_by = run.setup, run.setup.config.checkpoint.best
-    chosen = max(phases, key=lambda name: fixed.task.rank(phases[name]["best"]["val"], best_by))
+def _evaluate(run: Run, chosen: str, variables: dict) -> dict[str, evaluation.Evaluation]:
+    """The best model, of the phase `chosen`, on val and on test, which it meets here, once."""
     evaluations: dict[str, evaluation.Evaluation] = {}
-    for split in list(fixed.data.splits)[1:]:
-        inputs = run.inputs.of_phase(chosen, split, best[chosen])
-        found = loop.evaluate_split(run, best[chosen], inputs, split)
+    for split in list(run.setup.data.splits)[1:]:
+        inputs = run.inputs.of_phase(chosen, split, variables)
+        found = loop.evaluate_split(run, variables, inputs, split)
         if found is None:
             raise TerminatedError(
                 f"stopped while {split} was evaluated; all else is in {run.work.path}; the same command goes on"
             )
         evaluations[split] = found
-    run.work.write_lines("predictions.jsonl", evaluation.predictions(fixed.task, fixed.data.splits, evaluations))
-    measured = evaluation.in_detail(fixed.task, fixed.data.splits, evaluations)
+    return evaluations
+
+
+def finish(
+    run: Run,
+    phases: dict[str, Any],
+    chosen: str,
+    origin: dict[str, Any],
+    evaluations: dict[str, evaluation.Evaluation],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Writes the predictions and `report.json`, whose content is returned; arguments as of `report.of_run`."""
+    task, splits = run.setup.task, run.setup.data.splits
+    run.work.write_lines("predictions.jsonl", evaluation.predictions(task, splits, evaluations))
+    measured = evaluation.in_detail(task, splits, evaluations)
     counted, rate = run.inputs.num_corrupt(), run.inputs.examples_per_second()
-    return report.of_run(fixed, phases, chosen, origin, measured, counted, rate, run.process.clock.total())
+    made = report.of_run(run.setup, phases, chosen, origin, measured, counted, rate, seconds)
+    run.scalars.result(made)
+    return run.work.finish(made)

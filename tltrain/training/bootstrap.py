@@ -1,8 +1,8 @@
 """95 % intervals by the percentile bootstrap (Efron 1979), over seeds or over the examples of a split.
 
 A resample is a vector of counts, how often it draws each of the n values, so that means, calibration errors and areas
-under curves of all resamples are a few operations on arrays. Own code, since scipy and scikit-learn, which take 0.7 s to
-import, call a score once for each resample.
+under curves of all resamples are a few operations on arrays. Own code, since scipy and scikit-learn (0.7 s to import)
+call a score once for each resample.
 """
 
 from collections.abc import Callable, Iterator, Sequence
