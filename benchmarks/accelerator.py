@@ -64,13 +64,15 @@ def tltrain_steps(dtype, size):
     from tltrain.cache import forward
     from tltrain.config import default
     from tltrain.models import freeze, zoo
-    from tltrain.models.classifier import run_frozen
+    from tltrain.models.classifier import Shapes, run_frozen
     from tltrain.runtime import parallel
     from tltrain.training import optim, steps
+    from tltrain.training.tasks.classification import Classification
 
     config = default()
     config.model.dtype = dtype
-    model = zoo.create(config, 1)
+    task = Classification.of(config, ("cat", "dog"), None)
+    model = zoo.create(config, task.num_outputs)
     mesh = parallel.make_mesh(size)
     variables = jax.tree.map(jnp.asarray, zoo.init(model, 0, None))
     images, maps, pooled, label = batches(size)
@@ -80,7 +82,7 @@ def tltrain_steps(dtype, size):
     lowered = jax.jit(lambda v, x: run_frozen(model, v, x, 0, last)).lower(variables, one)
     flops = size * lowered.cost_analysis()["flops"]  # of a whole batch on CPU they are hidden in loops
 
-    program = forward.Program(model, 0, last, images.shape, images.dtype, mesh)
+    program = forward.Program(model, 0, last, Shapes.of(images), mesh)
     run = forward.compiled(program)
     frozen = forward.constants(program, variables)
     yield (
@@ -94,7 +96,7 @@ def tltrain_steps(dtype, size):
         tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan, plan)
         state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, ema=0.0)
         state = parallel.replicate(jax.tree.map(np.asarray, state), mesh)  # arrays of its own, which a step may reuse
-        recipe = steps.recipe(config, "probe", plan, plan.cut, (1.0, 1.0))
+        recipe = steps.recipe(config, "probe", task, plan, plan.cut)
         step = functools.partial(steps.train_step, model=model, tx=tx, recipe=recipe)
         mask, index = np.ones(size, bool), np.arange(size, dtype=np.int32)
         batch = {"inputs": inputs, "label": label, "mask": mask, "index": index}

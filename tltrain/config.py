@@ -37,8 +37,8 @@ def default() -> ConfigDict:
     data.image_size = config_dict.placeholder(tuple)  # height, width in pixels for the backbone; None: its own
     data.resize = "stretch"  # "stretch": aspect ratio not kept | "crop": keep it, cut the longer side
     data.pixels = "backbone"  # "backbone": as it was trained | "unit": the /255 of many tutorials, wrong for all here
-    data.max_corrupt = 0.001  # share of unreadable images above which the run stops
-    data.max_memory_gib = 8.0  # GiB of encoded images that a TFDS split may hold in memory
+    data.max_corrupt = 0.001  # share of unreadable examples above which the run stops
+    data.max_memory_gib = 8.0  # GiB of encoded examples that a TFDS split may hold in memory
     data.augment = augment = Keys()  # strengths; a phase turns them on with its own `augment`
     augment.horizontal_flip = True  # mirror left to right, every other image
     augment.vertical_flip = False  # mirror top to bottom, every other image
@@ -58,7 +58,7 @@ def default() -> ConfigDict:
 
     config.loss = loss = Keys()
     loss.label_smoothing = 0.0  # share of the target spread evenly over the classes
-    loss.class_weights = config_dict.placeholder(object)  # None | "auto": inverse frequency | {class name: weight}
+    loss.class_weights = config_dict.placeholder(object)  # None | "auto": rare ones count more | {class name: weight}
 
     config.probe = _phase(epochs=5, learning_rate=1e-3, freeze_until="all", augment=False)
     config.finetune = _phase(epochs=0, learning_rate=1e-5, freeze_until="block_12", augment=True)
@@ -72,9 +72,7 @@ def default() -> ConfigDict:
     config.checkpoint = checkpoint = Keys()
     checkpoint.every_steps = 0  # save within an epoch too, every so many steps; 0: at the end of each epoch alone
     checkpoint.keep = 2  # newest checkpoints kept of each phase, beside the best one
-    checkpoint.best = (
-        "accuracy"  # "accuracy" | "loss" on val: what makes a checkpoint the best one; of numbers the loss
-    )
+    checkpoint.best = "accuracy"  # "accuracy" | "loss" on val: what makes a checkpoint the best; see docs/train.md
 
     config.log = log = Keys()
     log.every_steps = 50  # steps between two lines of metrics.jsonl within an epoch

@@ -51,7 +51,7 @@ def _show(found: list[Path], directory: Path) -> None:
     for folder in found:
         what = "unfinished"
         if facts := store.facts(folder):
-            view = f", view {facts['augment']['view']}" if facts["augment"] else ""
+            view = f", view {facts['augment']['view']}" if facts.get("augment") else ""
             what = f"{facts['backbone']} {facts['place']}{view}, {facts['source']} {facts['split']}"
         mib, days = store.num_bytes(folder) / 2**20, store.unused_days(folder)
         console.say(f"{folder.name}  {mib:8.1f} MiB  unused for {days:3.0f} days  {what}")

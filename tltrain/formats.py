@@ -6,11 +6,15 @@ WORKDIR = 2  # identity.json, checkpoints, predictions.jsonl, report.json; 1: of
 STORE = 4  # stored features; those of another form are not looked at, and `tltrain.features --clear` frees them
 
 
+class OtherFormError(WorkdirError):
+    """What is on disk is of another form, so of another version of tltrain."""
+
+
 def check_workdir(content: dict, place: object) -> None:
-    """Raises WorkdirError where `content`, a record of the run in `place`, is of another form than `WORKDIR`."""
+    """Raises OtherFormError where `content`, a record of the run in `place`, is of another form than `WORKDIR`."""
     if (found := content.get("format", 1)) != WORKDIR:
         written = "an earlier" if found < WORKDIR else "a later"
-        raise WorkdirError(
+        raise OtherFormError(
             f"{place} is a run of {written} version of tltrain, of form {found}; this version reads and writes form "
             f"{WORKDIR}; use that version, or choose another --workdir and run it again"
         )

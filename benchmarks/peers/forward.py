@@ -101,7 +101,7 @@ def tltrain(job):
     from tltrain.cache import forward
     from tltrain.config import default
     from tltrain.models import zoo
-    from tltrain.models.classifier import run_frozen
+    from tltrain.models.classifier import Shapes, run_frozen
     from tltrain.runtime import parallel
     from tltrain.weights import keras_weights
 
@@ -111,7 +111,8 @@ def tltrain(job):
     variables = zoo.init(model, 0, loaded.variables)
     mesh = parallel.make_mesh(job["batch_size"])
     last = len(model.backbone.stages)
-    program = forward.Program(model, 0, last, (job["batch_size"], *job["image_size"], 3), np.dtype(np.uint8), mesh)
+    shapes = Shapes.of(jax.ShapeDtypeStruct((job["batch_size"], *job["image_size"], 3), np.uint8))
+    program = forward.Program(model, 0, last, shapes, mesh)
     run = forward.compiled(program)
     constants = forward.constants(program, variables)
 

@@ -45,16 +45,20 @@ def keras(name, shape):
 
 
 def tltrain(name, shape):
+    import jax
+
     from tltrain.cache import forward
     from tltrain.config import default
     from tltrain.models import zoo
+    from tltrain.models.classifier import Shapes
     from tltrain.runtime import parallel
 
     config = default()
     config.model.backbone = name
     model = zoo.create(config, 1)
     mesh = parallel.make_mesh(shape[0])
-    program = forward.Program(model, 0, len(model.backbone.stages), shape, np.dtype(np.uint8), mesh)
+    shapes = Shapes.of(jax.ShapeDtypeStruct(shape, np.uint8))
+    program = forward.Program(model, 0, len(model.backbone.stages), shapes, mesh)
     compiled = forward.compiled(program)
     constants = forward.constants(program, zoo.init(model, 0, None))
 

@@ -128,7 +128,7 @@ def test_an_export_gives_the_probabilities_of_the_run_for_batches_of_any_size(na
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=2e-5)
     assert class_names_in(name, path) == ["dark", "light"]
     printed = capfd.readouterr()
-    assert f"{name}: {path}" in printed.out and "the same class for 100.0 %" in printed.out and not printed.err
+    assert f"{name}: {path}" in printed.out and "the same answer for 100.0 %" in printed.out and not printed.err
 
 
 WITHOUT_TLTRAIN = """
@@ -239,7 +239,7 @@ def test_an_export_with_an_altered_weight_is_refused_and_removed(images, tmp_pat
     right = FORMATS["stablehlo"]
     wrong = right._replace(write=lambda run, path: right.write(altered(run), path))
     monkeypatch.setitem(FORMATS, "stablehlo", wrong)
-    with pytest.raises(WeightsError, match="the stablehlo export is not the run; probabilities differ by"):
+    with pytest.raises(WeightsError, match="the stablehlo export is not the run; answers differ by"):
         proven.export(untrained(images, 2), ["stablehlo"], tmp_path, Process())
     assert not list(tmp_path.iterdir())
 
@@ -320,5 +320,5 @@ def test_a_run_of_cats_and_dogs_is_exported_to_keras(shared_data, tmp_path):
     train.run(config, tmp_path / "run")
     done = command("--workdir", tmp_path / "run", "--format", "keras", "--output", tmp_path / "export")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert "on 20 images of val the same class for 100.0 %" in done.stdout
+    assert "on 20 images of val the same answer for 100.0 %" in done.stdout
     assert (tmp_path / "export" / "model.keras").stat().st_size > 2**23

@@ -385,3 +385,13 @@ def test_two_arms_of_the_comparison_of_backbones_run(images, tmp_path, capsys):
     chosen = arms[:2]
     assert sweeping.run(sweeping.members(config, chosen, 1, tmp_path), tmp_path, Process()) == 0
     assert "backbone=mobilenet_v2, seed 0: val accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_programs_that_are_timed_run():
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    for name, step, limit in runpy.run_path(str(benchmarks / "accelerator.py"))["tltrain_steps"]("float32", 2):
+        step()
+        assert limit > 0, name
+    forward, dtype = runpy.run_path(str(benchmarks / "peers" / "zoo_forward.py"))["tltrain"]("vgg16", (2, 32, 32, 3))
+    forward([np.zeros((2, 32, 32, 3), dtype)])

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import TINY, tiny_config
+from conftest import IMAGES, TINY, tiny_config
 from test_kinds import call
 from test_train import assert_same_run, run
 
 from tltrain import evaluate, export, predict, report
-from tltrain.checks import data as data_checks
-from tltrain.checks import settings
+from tltrain.checks import examination, settings
 from tltrain.checks.case import Case
 from tltrain.config import default
 from tltrain.data import sources, tfds_source
+from tltrain.data.split import Split
 from tltrain.errors import ConfigError, DataError, TerminatedError
-from tltrain.experiment import sweeping
+from tltrain.experiment import sweeping, table
 from tltrain.models import zoo
 from tltrain.runtime.process import Process
 from tltrain.training import bootstrap
@@ -149,7 +149,9 @@ def test_probes_are_swept_together_and_solved_in_closed_form(config, tmp_path):
 
 def test_the_doctor_says_how_labels_are_distributed(config, tmp_path):
     case = Case(settings.repaired(config), tmp_path / "run", 0, lambda: False)
-    texts = [finding.text for finding in data_checks.check_counts(case)]
+    found = examination.examine(config, case)
+    assert not [finding for _, finding in found if finding.level == "problem"], found
+    texts = [finding.text for _, finding in found]
     wanted = {"lit_sides": "left 24, right 23, nowhere 13", "lit_share": "labels from 0 to 1, mean"}
     assert any(wanted[config.data.source.partition(":")[2]] in text for text in texts), texts
 
@@ -159,6 +161,11 @@ REFUSED = {
     "head": ("multi_label", {"model.head": "softmax"}, "the examples have several labels"),
     "smoothing": ("regression", {"loss.label_smoothing": 0.1}, "allowed: 0.0 where a label is a number"),
     "weights": ("regression", {"loss.class_weights": "auto"}, "allowed: None where a label is a number"),
+    "ridge": (
+        "multi_label",
+        {"probe.optimizer": "ridge", "probe.epochs": 1, "probe.weight_decay": 1.0, "loss.class_weights": "auto"},
+        "allowed: None with ridge",
+    ),
     "shots": ("regression", {"data.shots": 3}, "where labels are not one class each"),
 }
 
@@ -202,7 +209,7 @@ def test_scores_of_several_labels_are_those_of_plain_loops():
     assert multi_label.by_class(labels, answers)[0].f1 == pytest.approx(of_class[0])
     drawn = rng.integers(0, 40, 40)
     counts = np.bincount(drawn, minlength=40)[None].astype(float)
-    resampled = multi_label._statistics(labels, task.said(logits))
+    resampled = multi_label._statistics(labels, answers, logits)
     for name, value in task.summary(logits[drawn], labels[drawn]).items():
         assert resampled[name](counts)[0] == pytest.approx(value), name
 
@@ -227,6 +234,43 @@ def test_losses_and_scores_of_several_labels_and_of_numbers_are_those_of_their_f
     found = Regression.with_intervals(Regression.answers(lines))
     assert found["mae"].value == pytest.approx(np.abs(errors).mean()) and found["mae"].low < found["mae"].high
     assert isinstance(found["r2"], bootstrap.Estimate)
+
+
+def test_certain_answers_large_numbers_and_classes_that_are_everywhere_keep_their_figures():
+    task = MultiLabel(SIDES, 0.0, (1.0, 1.0, 1.0))
+    logits, label = np.asarray([[800.0, -800.0, -800.0]], np.float32), np.asarray([[False, True, False]])
+    assert task.line(logits[0], label[0])["loss"] == pytest.approx(1600 / 3)
+    assert task.losses(jnp.asarray(logits), jnp.asarray(label))[0] == pytest.approx(1600 / 3, rel=1e-6)
+    barely = np.asarray([2e-7, -2e-7, 0.0], np.float32)
+    line = {"id": "a", **task.line(barely, label[0])}
+    assert line["predicted"] == [0] and task.answer(barely)["classes"] == ["left"]
+    assert MultiLabel.answers([line]).predicted.tolist() == [[True, False, False]]
+    labels = np.zeros((5, 3), bool)
+    labels[0, 0] = True  # many a resample has no label at all
+    lines = [{"id": str(i), **task.line(np.zeros(3, np.float32), row)} for i, row in enumerate(labels)]
+    assert np.isfinite(MultiLabel.with_intervals(MultiLabel.answers(lines))["map"].low)
+    assert task.rank({"loss": 1.0, "accuracy": 0.5, "map": float("nan")}, "accuracy") == -np.inf
+    config = default()
+    config.loss.class_weights = "auto"
+    everywhere = np.asarray([[True, True, False], [True, False, True]])
+    split = Split("train", ("a", "b"), everywhere, lambda i: b"", IMAGES, "")
+    assert MultiLabel.of(config, SIDES, split).class_weights == (1.0, 1.0, 1.0)
+    numbers = 1e6 + np.linspace(0, 1, 30)
+    answers = (numbers + 0.05)[:, None]
+    assert Regression(()).summary(answers, numbers)["r2"] == pytest.approx(1 - 0.05**2 / np.var(numbers), rel=1e-3)
+
+
+def test_arms_of_several_tasks_are_not_subtracted():
+    def of(task, metric, value):
+        phase = {"trainable_parameters": 1, "frozen_parameters": 1}
+        chosen = {"phase": "probe", "val": {metric: value}}
+        found = {"chosen": chosen, "phases": {"probe": phase}, "features": {"examples_per_second": None}}
+        return found | {"seconds": {"train": 1.0}, "task": {"name": task, "metric": metric}}
+
+    arms = {"base": {0: of("classification", "accuracy", 0.9)}, "other": {0: of("regression", "mae", 12.0)}}
+    base, other = table.rows(arms)
+    assert base.difference == 0 and np.isnan(other.difference)
+    assert table.cells(other)[2:4] == ("12.0000", "")
 
 
 def test_labels_that_are_none_are_refused(prepared):

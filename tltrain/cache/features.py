@@ -1,7 +1,7 @@
 """The feature cache: what a frozen prefix makes of each example is computed once, stored, and read back by every run.
 
-A store is named by a hash of all that its numbers depend on: the frozen variables themselves, the pixels' way to them,
-and the examples. `python -m tltrain.features --list` shows what is stored, `--clear` frees it.
+A store is named by a hash of all that its numbers depend on: the frozen variables themselves, the way of the
+examples to them, and the examples. `python -m tltrain.features --list` shows what is stored, `--clear` frees it.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tltrain.data.pipeline import Batch
 from tltrain.models import zoo
-from tltrain.models.classifier import Classifier, frozen_constants, run_frozen
+from tltrain.models.classifier import Classifier, Shapes, frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
 from tltrain.runtime import parallel, signals
 from tltrain.training.setup import Setup
@@ -21,25 +21,18 @@ Result = TypeVar("Result")
 
 
 class Program(NamedTuple):
-    """Stages `[start, stop)` of `model` for batches of the shapes `leaves` of `tree`, divided over `mesh`."""
+    """Stages `[start, stop)` of `model` for batches of the shapes `batch`, divided over `mesh`."""
 
     model: Classifier
     start: int
     stop: int
-    leaves: tuple[jax.ShapeDtypeStruct, ...]
-    tree: Any
+    batch: Shapes
     mesh: Mesh
-
-    @property
-    def batch(self) -> Any:
-        """The shapes of a batch."""
-        return jax.tree.unflatten(self.tree, self.leaves)
 
 
 def program(setup: Setup, start: int, stop: int, row: Any) -> Program:
     """Stages `[start, stop)` for batches of rows like `row`, arrays or shapes."""
-    leaves, tree = jax.tree.flatten(batch_of(row, setup.config.batch_size))
-    return Program(setup.model, start, stop, tuple(leaves), tree, setup.mesh)
+    return Program(setup.model, start, stop, Shapes.of(batch_of(row, setup.config.batch_size)), setup.mesh)
 
 
 def batch_of(row: Any, size: int) -> Any:
@@ -54,12 +47,14 @@ def _lowered(program: Program) -> Any:
     jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
     shapes = zoo.shapes(program.model)
     shapes = shapes | jax.eval_shape(_constants(program), shapes)
-    return jitted.lower(shapes, program.batch)
+    return jitted.lower(shapes, program.batch.tree)
 
 
 @functools.cache
 def _constants(program: Program) -> Callable[[dict], dict]:
-    make = functools.partial(frozen_constants, program.model, x=program.batch, start=program.start, stop=program.stop)
+    make = functools.partial(
+        frozen_constants, program.model, x=program.batch.tree, start=program.start, stop=program.stop
+    )
     return jax.jit(make, out_shardings=parallel.shardings(program.mesh)[0])
 
 
@@ -69,7 +64,7 @@ def result(program: Program) -> Any:
 
 
 @functools.cache
-def compiled(program: Program) -> Callable[[dict, jax.Array], jax.Array]:
+def compiled(program: Program) -> Callable[[dict, Any], Any]:
     """`run_frozen` as a function of `(constants, x)`, compiled once a process; threads may call it side by side."""
     with signals.abandonable("compiling"):
         return _lowered(program).compile()

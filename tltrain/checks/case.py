@@ -22,6 +22,7 @@ from tltrain.models.classifier import Classifier
 from tltrain.runtime import console, parallel
 from tltrain.training import setup
 from tltrain.training.setup import Setup
+from tltrain.training.tasks import choose
 from tltrain.training.tasks.task import Task
 from tltrain.weights import download, keras_weights
 
@@ -116,7 +117,8 @@ class Case:
     @functools.cached_property
     def task(self) -> Task:
         """What the labels are."""
-        return setup.task_of(self.config, self.data)
+        setup.check_batch(self.config, self.data)
+        return choose.of(self.config, self.data)
 
     @functools.cached_property
     def model(self) -> Classifier:

@@ -43,9 +43,9 @@ def check_seconds(case: Case) -> Iterator[Finding]:
         return
     cuts = {inputs.start for phase in ready for inputs in (phase.train, phase.val)} | {store.cut for store in due}
     with console.progress("Timing a few batches", len(ready) + 1) as update:
-        per_image, kept, compiling = _forward(case, sorted(cuts - {0}))
+        per_example, kept, compiling = _forward(case, sorted(cuts - {0}))
         parts = {name: case.seconds[name] for name in ("imports", "data")}
-        parts["features"] = sum(_extraction(case, store, per_image) for store in due)
+        parts["features"] = sum(_extraction(case, store, per_example) for store in due)
         parts["compile"] = sum(phase.seconds for phase in ready) + (compiling if due else 0.0)
         for done, phase in enumerate(ready, 1):
             update(done)
@@ -74,7 +74,7 @@ def _variables(case) -> dict:
 
 def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
     """Seconds an example between neighbouring `cuts`, some activations at each, and the seconds of compiling."""
-    per_image: dict[tuple[int, int], float] = {}
+    per_example: dict[tuple[int, int], float] = {}
     kept: Kept = {}
     compiling = 0.0
     variables = _variables(case)
@@ -85,8 +85,8 @@ def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
         compiling += time.perf_counter() - started
         batches = _examples(case, False) if start == 0 else _stored(case, kept[start])
         inputs = (batch["inputs"] for batch in itertools.islice(batches, _FORWARD_BATCHES))
-        per_image[start, stop], kept[stop] = _time_forward(case, run, frozen, inputs)
-    return per_image, kept, compiling
+        per_example[start, stop], kept[stop] = _time_forward(case, run, frozen, inputs)
+    return per_example, kept, compiling
 
 
 def _time_forward(case, run, frozen, inputs: Iterator[Any]) -> tuple[float, Any]:
@@ -103,10 +103,10 @@ def _time_forward(case, run, frozen, inputs: Iterator[Any]) -> tuple[float, Any]
     return seconds, jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
 
 
-def _extraction(case, store: phases.Due, per_image) -> float:
+def _extraction(case, store: phases.Due, per_example) -> float:
     """Seconds until `store` is whole."""
     count = len(case.data.splits[store.split].ids)
-    spans = [seconds for (start, stop), seconds in per_image.items() if store.start <= start and stop <= store.cut]
+    spans = [seconds for (start, stop), seconds in per_example.items() if store.start <= start and stop <= store.cut]
     read = case.seconds[f"read {store.split}"] if store.start == 0 else 0.0
     return read + store.num_views * count * sum(spans)
 
@@ -178,7 +178,8 @@ def _stored(case, activations: Any) -> Iterator[pipeline.Batch]:
     """Batches of `activations`, over and over."""
     count = len(jax.tree.leaves(activations)[0])
     index, mask = _rows(count, case.config.batch_size)
-    labels, readable = np.resize(case.data.splits["train"].labels, count), np.ones(count, bool)
+    given, readable = case.data.splits["train"].labels, np.ones(count, bool)
+    labels = given[np.resize(np.arange(len(given)), count)]
     return pipeline.from_arrays(lambda i: jax.tree.map(lambda a: a[i], activations), readable, labels, index, mask)
 
 

@@ -1,6 +1,6 @@
 """Splits -> batches. The batch at (epoch, i) is a pure function of (seed, epoch, i), never of history.
 
-A batch is `{"inputs": [B, ...], "label": int32 [B], "mask": bool [B], "index": int32 [B]}`; `inputs` are rows of
+A batch is `{"inputs": [B, ...], "label": [B, ...], "mask": bool [B], "index": int32 [B]}`; `inputs` are rows of
 examples as their kind makes them, or stored activations: an array, or a dict of arrays. `mask` is False where a row
 repeats an example to fill the last batch, or its example cannot be read.
 """

@@ -86,12 +86,12 @@ def load_split(config: ConfigDict, kind: Kind, expression: str, like: Data) -> S
     if not split.num_examples:
         raise DataError(f"split {expression!r} of {config.source} is empty; give another")
     _check_labels(split, data, config.source)
-    places, labels = [like.class_names.index(name) for name in data.class_names], split.labels
+    columns, labels = [like.class_names.index(name) for name in data.class_names], split.labels
     if data.task == "classification":
-        labels = np.asarray(places, np.int32)[labels]
+        labels = np.asarray(columns, np.int32)[labels]
     elif data.task == "multi_label":
         labels = np.zeros((len(labels), len(like.class_names)), bool)
-        labels[:, places] = split.labels
+        labels[:, columns] = split.labels
     return dataclasses.replace(split, labels=labels)
 
 

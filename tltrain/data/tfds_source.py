@@ -61,10 +61,12 @@ class _Labels(NamedTuple):
         feature = info.features[info.supervised_keys[1]] if info.supervised_keys else None
         if isinstance(feature, tfds.features.ClassLabel):
             return cls("classification", tuple(feature.names), np.dtype(np.int32), ())
+        if feature is None:
+            return None
         inner = getattr(feature, "feature", None)
-        if isinstance(inner, tfds.features.ClassLabel):
+        if isinstance(inner, tfds.features.ClassLabel) and feature.shape == (None,):  # else places have a meaning
             return cls("multi_label", tuple(inner.names), np.dtype(bool), (len(inner.names),))
-        if feature is not None and feature.shape == () and np.issubdtype(np.dtype(feature.np_dtype), np.number):
+        if feature.shape == () and np.issubdtype(np.dtype(feature.np_dtype), np.number):
             return cls("regression", (), np.dtype(np.float32), ())
         return None
 
@@ -183,7 +185,8 @@ def _read_records(tfds, builder, expression, count):
 
 def _stored_labels(fingerprint: str, count: int, labels: _Labels, read: Callable[[], list[Any]]) -> np.ndarray:
     """Labels `[count, ...]`, kept in the cache folder: where features are stored no example need be read for them."""
-    path = cache_dir() / "labels" / fingerprint
+    others = "" if labels.task == "classification" else f"_{labels.task}"  # of the same files, differently declared
+    path = cache_dir() / "labels" / f"{fingerprint}{others}"
     kept = sealed.read(path)
     if kept is not None and len(kept) == count * math.prod(labels.shape) * labels.dtype.itemsize:
         return np.frombuffer(kept, labels.dtype).reshape(count, *labels.shape)

@@ -13,6 +13,7 @@ from tltrain.cache.inputs import SplitInputs, batch_shapes
 from tltrain.data import pipeline
 from tltrain.data.split import Split
 from tltrain.models import zoo
+from tltrain.models.classifier import Shapes
 from tltrain.runtime import console, parallel
 from tltrain.training import metrics, steps
 from tltrain.training.setup import Setup
@@ -44,8 +45,8 @@ def program(setup: Setup, inputs: SplitInputs) -> forward.Program:
 
 def _head_step_of(setup):
     features = jax.ShapeDtypeStruct(_head_shapes(setup.model)["kernel"].shape[:1], jnp.float32)
-    leaves, tree = jax.tree.flatten(batch_shapes(setup, features))
-    return _head_step(setup.model, setup.task, tuple(leaves), tree, setup.mesh, setup.config.parallel)
+    batch = Shapes.of(batch_shapes(setup, features))
+    return _head_step(setup.model, setup.task, batch, setup.mesh, setup.config.parallel)
 
 
 def _head_shapes(model):
@@ -53,10 +54,10 @@ def _head_shapes(model):
 
 
 @functools.cache
-def _head_step(model, task, leaves, tree, mesh, mode):
-    head, batch = {"params": {"head": _head_shapes(model)}}, jax.tree.unflatten(tree, leaves)
+def _head_step(model, task, batch, mesh, mode):
+    head = {"params": {"head": _head_shapes(model)}}
     step = functools.partial(steps.eval_step, model=model, task=task)
-    return parallel.compile_step(step, head, batch, mesh, mode, per_example=True)
+    return parallel.compile_step(step, head, batch.tree, mesh, mode, per_example=True)
 
 
 def over(

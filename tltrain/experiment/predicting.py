@@ -97,7 +97,7 @@ def _words(answer: dict[str, Any]) -> list[str]:
 
 
 def csv_lines(found: Predicted) -> Iterator[str]:
-    """A column for each part of an answer; classes that are there at once are one cell."""
+    """A column for each part of an answer; classes that are there at once are a JSON list."""
 
     def line(cells):
         text = io.StringIO()
@@ -110,7 +110,7 @@ def csv_lines(found: Predicted) -> Iterator[str]:
     for file, answer in found.answers():
         said, *probabilities = answer.values()
         cells = [f"{p:.6g}" for named in probabilities for p in named.values()]
-        yield line([file, "; ".join(said) if isinstance(said, list) else said, *cells])
+        yield line([file, json.dumps(said) if isinstance(said, list) else said, *cells])
 
 
 def json_lines(found: Predicted) -> Iterator[str]:

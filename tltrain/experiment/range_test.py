@@ -37,7 +37,7 @@ _ROWS = 12  # of the curve on the terminal
 
 
 class Curve(NamedTuple):
-    """A range test: the `rates` float64 `[N]` of its steps, their `losses` in nats, and these as a running mean."""
+    """A range test: the `rates` float64 `[N]` of its steps, their `losses`, and these as a running mean."""
 
     rates: np.ndarray
     losses: np.ndarray
@@ -75,7 +75,8 @@ def run(
         curve = smoothed(rates, losses)
     found = {"phase": name, "suggestion": suggestion(curve)} | {key: v.tolist() for key, v in curve._asdict().items()}
     _write(workdir / "find_lr.json", found)
-    page.write_text(workdir / "find_lr.html", _drawn(curve, found, num_steps, workdir))
+    title = page.title_of("loss", type(fixed.task))
+    page.write_text(workdir / "find_lr.html", _drawn(curve, found, num_steps, workdir, title))
     _show_curve(curve)
     _show(found, num_steps, workdir)
     return found
@@ -91,7 +92,8 @@ def _after_probe(fixed: Setup, workdir: Path, process: Process) -> dict:
             raise ConfigError(
                 f"the workdir holds a run of another config; {workdir}: {', '.join(changed)}; choose another --workdir"
             )
-        formats.check_workdir(read_json(workdir / "identity.json") or {}, workdir)
+        if (made_of := read_json(workdir / "identity.json")) is not None:
+            formats.check_workdir(made_of, workdir)
         if (workdir / "report.json").exists() or (workdir / "checkpoints" / "finetune").exists():
             console.say(f"The probe is that of the run in {workdir}.")
             return finished.model_of(workdir, config, fixed.model, "probe")
@@ -171,7 +173,7 @@ def _write(path: Path, found: dict[str, Any]) -> None:
         path.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _drawn(curve: Curve, found: dict[str, Any], num_steps: int, workdir: Path) -> str:
+def _drawn(curve: Curve, found: dict[str, Any], num_steps: int, workdir: Path, title: str) -> str:
     """The page of the curve, the rate on a logarithmic axis."""
     steepest = found["suggestion"] and found["suggestion"]["steepest"]
     best = [(rate, mean) for rate, _, mean in zip(*curve, strict=True) if rate == steepest]
@@ -184,7 +186,7 @@ def _drawn(curve: Curve, found: dict[str, Any], num_steps: int, workdir: Path) -
         suggestion=found["suggestion"],
         done=len(curve.rates),
         num_steps=num_steps,
-        chart=charts.lines("Loss, nats", series, "learning rate", log_x=True),
+        chart=charts.lines(title, series, "learning rate", log_x=True),
     )
 
 

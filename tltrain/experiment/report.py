@@ -12,9 +12,7 @@ from tltrain.data.split import Data
 from tltrain.models import freeze
 from tltrain.runtime import console
 from tltrain.training.setup import Setup
-
-# how scores are called where they are shown
-LABELS = {"auc": "AUC", "f1_macro": "macro F1", "f1_micro": "micro F1", "map": "mAP", "mae": "MAE", "r2": "R2"}
+from tltrain.training.tasks.task import LABELS
 
 
 def number(value: float | None) -> str:
@@ -89,15 +87,9 @@ def num_parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def is_score(value: Any) -> bool:
-    """Whether `value`, of the record of a split, is a score; None stands for one that is not defined."""
-    return value is None or isinstance(value, float)
-
-
-def figures(scores: Mapping[str, Any], sep: str = " ") -> str:
-    """Scores in a line, by name, without what else `report.json` has of a split."""
-    numbers = {name: value for name, value in scores.items() if is_score(value)}
-    return sep.join(f"{LABELS.get(name, name)} {number(value)}" for name, value in numbers.items())
+def figures(scores: Mapping[str, float | None], sep: str = " ") -> str:
+    """Scores in a line, by name."""
+    return sep.join(f"{LABELS.get(name, name)} {number(value)}" for name, value in scores.items())
 
 
 def progress_note(summary: dict[str, float], rate: str) -> str:
@@ -188,7 +180,7 @@ def waits_for(phase: dict[str, Any]) -> str:
 def show(report: dict[str, Any], workdir: Path) -> None:
     """Prints the result of a run: one row a phase, then the chosen model and where everything lies."""
     metric, rows = report["task"]["metric"], []
-    shown = [key for key, value in next(iter(report["phases"].values()))["best"]["val"].items() if is_score(value)]
+    shown = list(next(iter(report["phases"].values()))["best"]["val"])
     for name, phase in report["phases"].items():
         best, last = phase["best"], phase["last"]
         row = [name, f"{best['epoch']}/{phase['epochs']}", *(number(best["val"][key]) for key in shown)]

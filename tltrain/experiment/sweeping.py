@@ -19,6 +19,7 @@ from tltrain.models import zoo
 from tltrain.runtime import console
 from tltrain.runtime.process import Process
 from tltrain.runtime.record import read_json, read_report
+from tltrain.training.tasks.task import LABELS
 
 
 class Member(NamedTuple):
@@ -167,7 +168,7 @@ def show(runs: list[Member], workdir: Path) -> None:
     metric = made[0].metric if made else "accuracy"
     header = table.header(metric)
     body = [*map(table.cells, made), *((arm, "0", "failed", *[""] * (len(header) - 3)) for arm in lost)]
-    label = report.LABELS.get(metric, metric.capitalize())
+    label = LABELS.get(metric, metric.capitalize())
     console.say("")
     unit = ", percent" if metric == "accuracy" else ""
     console.table(f"{label} on {made[0].split if made else 'val'}{unit}", header, body)

@@ -12,6 +12,7 @@ import numpy as np
 from tltrain import places
 from tltrain.experiment import report
 from tltrain.training import bootstrap
+from tltrain.training.tasks.task import LABELS
 
 
 class Row(NamedTuple):
@@ -46,20 +47,22 @@ def rows(arms: dict[str, dict[int, dict[str, Any]]]) -> list[Row]:
     The metric is that on test where there is one, else on val at the best epoch of the chosen phase.
     """
     of_runs = {arm: {seed: _score(r) for seed, r in runs.items()} for arm, runs in arms.items()}
-    base = next(iter(of_runs.values()), {})
+    base, first = next(iter(of_runs.values()), {}), ""
     made = []
     for arm, runs in arms.items():
         if not runs:
             continue
         values, reports = list(of_runs[arm].values()), list(runs.values())
-        shared = [seed for seed in of_runs[arm] if seed in base]
+        metric = reports[0]["task"]["metric"]
+        first = first or metric
+        shared = [seed for seed in of_runs[arm] if seed in base and metric == first]
         differences = np.asarray([of_runs[arm][seed] - base[seed] for seed in shared])
         phase = reports[0]["phases"][reports[0]["chosen"]["phase"]]
         made.append(
             Row(
                 arm,
                 "test" if "test" in reports[0] else "val",
-                reports[0]["task"]["metric"],
+                metric,
                 len(values),
                 statistics.fmean(values),
                 statistics.stdev(values) if len(values) > 1 else float("nan"),
@@ -85,7 +88,7 @@ def _speed(reports):
 
 def header(metric: str) -> tuple[str, ...]:
     """What stands above the `cells` of rows of a metric."""
-    label = report.LABELS.get(metric, metric)
+    label = LABELS.get(metric, metric)
     return ("arm", "n", label, "difference", "95 % interval", "examples/s", "seconds", "parameters", "trainable")
 
 

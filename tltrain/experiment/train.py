@@ -102,6 +102,8 @@ def _finished(path: Path) -> dict[str, Any] | None:
         return None
     try:
         finished = read_report(path)
+    except formats.OtherFormError:
+        raise
     except WorkdirError as error:
         console.warn(f"{error}; this is that command")
         return None

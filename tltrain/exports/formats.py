@@ -24,7 +24,7 @@ from tltrain.models import convolution
 from tltrain.runtime import console
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
-Function = Callable[[np.ndarray], np.ndarray]  # images, uint8 [B, H, W, 3], to probabilities, float32 [B, num_classes]
+Function = Callable[[np.ndarray], np.ndarray]  # examples as `Kind.raw` gives them, to `Task.activation`, float32 [B, K]
 
 
 class Format(NamedTuple):
@@ -61,14 +61,15 @@ def _write_saved_model(run, path):
     model, archive = keras_model.build(run), keras.export.ExportArchive()
     images = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
     archive.track(model)
-    archive.add_endpoint("serve", lambda images: {"probabilities": model(images, training=False)}, [images])
-    archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(run.class_names)}, [])
+    archive.add_endpoint("serve", lambda images: {run.task.output: model(images, training=False)}, [images])
+    if run.class_names:
+        archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(run.class_names)}, [])
     archive.write_out(str(path), verbose=False)
 
 
 def _load_saved_model(path):
     model = import_tensorflow().saved_model.load(str(path))
-    return lambda images: model.serve(images)["probabilities"].numpy()
+    return lambda images: next(iter(model.serve(images).values())).numpy()
 
 
 def _write_tflite(run, path):
@@ -88,7 +89,7 @@ def _load_tflite(path):
 
     def run(images):
         with _silent_stderr():
-            return serve(images=images)["probabilities"]
+            return next(iter(serve(images=images).values()))
 
     return run
 
@@ -115,17 +116,17 @@ def _write_onnx(run, path):
     import onnx
 
     stored = onnx.load(path)
-    _name_values(stored.graph)
+    _name_values(stored.graph, run.task.output)
     onnx.helper.set_model_props(stored, {"class_names": json.dumps(run.class_names)})
     onnx.save(stored, path)
 
 
-def _name_values(graph: Any) -> None:
-    """Calls the output of an ONNX graph `probabilities`, and the dimensions that are open by what they are."""
+def _name_values(graph: Any, answers: str) -> None:
+    """Calls the output of an ONNX graph `answers`, and the dimensions that are open by what they are."""
     (images,), (output,) = graph.input, graph.output
     for node in graph.node:
-        node.output[:] = ["probabilities" if name == output.name else name for name in node.output]
-    output.name = "probabilities"
+        node.output[:] = [answers if name == output.name else name for name in node.output]
+    output.name = answers
     for value, names in ((images, ("batch", "height", "width")), (output, ("batch",))):
         for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
             dimension.dim_param = name
@@ -135,7 +136,7 @@ def _load_onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    return lambda images: session.run(["probabilities"], {"images": images})[0]
+    return lambda images: session.run(None, {"images": images})[0]
 
 
 def _write_stablehlo(run, path):
@@ -144,7 +145,7 @@ def _write_stablehlo(run, path):
     def answers(examples):
         with jax.default_matmul_precision("highest"):  # an accelerator's default would blur grey levels
             rows = run.kind.rows_of(jnp, examples.astype(jnp.float32))
-        return run.task.activation(run.model.apply(run.variables, rows))
+        return run.task.activation(jax.nn, run.model.apply(run.variables, rows))
 
     shape = jax.export.symbolic_shape(", ".join(map(str, signature.axes)))
     examples = jax.ShapeDtypeStruct(shape, np.dtype(signature.dtype))

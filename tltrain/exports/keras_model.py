@@ -44,14 +44,7 @@ def build(run: Finished) -> Any:
     )
     head = keras.layers.Dense(model.num_outputs, name="predictions")
     logits = head(keras.layers.Dropout(model.dropout, name="dropout")(body.output))
-    if run.task.name == "regression":
-        outputs = logits
-    elif run.task.name == "multi_label":
-        outputs = keras.ops.sigmoid(logits)
-    elif model.num_outputs == 1:
-        outputs = keras.ops.sigmoid(keras.ops.concatenate([-logits, logits], -1))
-    else:
-        outputs = keras.ops.softmax(logits)
+    outputs = run.task.activation(keras.ops, logits)
     _fill(body, run)
     head.set_weights([run.variables["params"]["head"][leaf] for leaf in ("kernel", "bias")])
     return keras.Model(images, outputs, name=run.config.model.backbone)

@@ -22,8 +22,8 @@ from tltrain.runtime import console
 from tltrain.runtime.process import Process
 
 MAX_BYTES = 2**30  # of decoded examples
-# Of probabilities. Sums of float32 in another order move them by 1e-6 to 1e-5; a grey level that a large photo may
-# differ by here and there, or one cropped to a size that is no square, by 1e-4.
+# Of probabilities, or of numbers in units of the largest. Sums of float32 in another order move them by 1e-6 to 1e-5; a
+# grey level that a large photo may differ by here and there, or one cropped to a size that is no square, by 1e-4.
 TOLERANCE = 1e-3
 
 
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The largest difference of a probability, and the share of examples put in the same class."""
+    """The largest difference of two answers, see `TOLERANCE`, and the share of examples with the same answer."""
 
     difference: float
     agreement: float
@@ -87,13 +87,14 @@ def _export_one(run, name, folder, examples, process):
     with tempfile.TemporaryDirectory(prefix=".export_", dir=folder) as part, places.literal(Path(part)) as named:
         unproven = named / path.name
         FORMATS[name].write(run, unproven)
-        compared = compare(FORMATS[name].load(unproven), examples, process)
+        compared = compare(run, FORMATS[name].load(unproven), examples, process)
         if not compared.difference <= TOLERANCE:
             raise WeightsError(
-                f"the {name} export is not the run; probabilities differ by {compared.difference:.2g}, allowed is "
+                f"the {name} export is not the run; answers differ by {compared.difference:.2g}, allowed is "
                 f"{TOLERANCE}; {path} is not written; take another format, and report this"
             )
-        (folder / "class_names.json").write_text(json.dumps(run.class_names) + "\n")
+        if run.class_names:
+            (folder / "class_names.json").write_text(json.dumps(run.class_names) + "\n")
         unproven.rename(path)
     _say(run, name, path, compared, f"{len(examples.raw)} {run.kind.name}", time.perf_counter() - start)
 
@@ -123,7 +124,7 @@ def read_examples(run: Finished, count: int) -> Examples:
     @jax.jit
     def answers(variables, rows):
         features = run_frozen(model, variables, rows, 0, num_stages)
-        return run.task.activation(model.apply(variables, features, num_stages))
+        return run.task.activation(jax.nn, model.apply(variables, features, num_stages))
 
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     return Examples(raw, np.asarray(answers(run.variables, stacked)))
@@ -134,24 +135,27 @@ def _spread(total, count):
     return np.unique(np.linspace(0, total - 1, count).round().astype(int))
 
 
-def compare(function: Function, examples: Examples, process: Process) -> Compared:
+def compare(run: Finished, function: Function, examples: Examples, process: Process) -> Compared:
     """Runs an export on `examples`, one by one."""
     found = []
     for one in examples.raw:
         if process.stop():
             raise TerminatedError("stopped; the export under way is removed; the same command makes it")
         found.append(function(one[None])[0])
-    same = np.argmax(found, -1) == examples.answers.argmax(-1)
-    return Compared(float(np.abs(found - examples.answers).max()), float(same.mean()))
+    theirs, ours = np.asarray(found), examples.answers
+    difference = np.abs(theirs - ours).max() / max(1.0, np.abs(ours).max())
+    return Compared(float(difference), float(run.task.same(theirs, ours).mean()))
 
 
 def _say(run, name, path, compared, examples, seconds):
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     mib = sum(file.stat().st_size for file in files) / 2**20
     console.say(
-        f"{name}: {path}, {mib:.1f} MiB, {seconds:.0f} s; on {examples} of val the same class for "
-        f"{100 * compared.agreement:.1f} %, probabilities differ by at most {compared.difference:.0e}"
+        f"{name}: {path}, {mib:.1f} MiB, {seconds:.0f} s; on {examples} of val the same answer for "
+        f"{100 * compared.agreement:.1f} %, answers differ by at most {compared.difference:.0e}"
     )
-    usage = FORMATS[name].usage.replace("'PATH'", repr(str(path))).replace("images", run.kind.signature().name)
+    usage = FORMATS[name].usage.replace("'PATH'", repr(str(path)))
+    usage = usage.replace("images", run.kind.signature().name).replace("probabilities", run.task.output)
     console.say(f"  {usage}")
-    console.say(f"  class names: {FORMATS[name].class_names}")
+    if run.class_names:
+        console.say(f"  class names: {FORMATS[name].class_names}")

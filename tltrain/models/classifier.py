@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,24 @@ from tltrain.models.layers import dropout, map_chunks
 
 HEAD_INIT = nn.initializers.glorot_uniform()  # as Keras' Dense
 _SMALL_MAP = 20 * 20  # positions; the activations of several examples of this size fit a processor's cache together
+
+
+class Shapes(NamedTuple):
+    """Shapes and dtypes of a tree of arrays as one hashable value."""
+
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> "Shapes":
+        """Those of arrays or shapes."""
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves), structure)
+
+    @property
+    def tree(self) -> Any:
+        """As a tree of shapes."""
+        return jax.tree.unflatten(self.structure, self.leaves)
 
 
 class Classifier(nn.Module):
@@ -63,9 +81,9 @@ def run_frozen(model: Classifier, variables: dict, x: Any, start: int, stop: int
     """
     if "constants" not in variables:
         variables = variables | frozen_constants(model, variables, x, start, stop)
-    last, (leaves, tree) = len(model.backbone.stages), jax.tree.flatten(x)
-    one = tuple(jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in leaves)
-    small = _first_small(model, one, tree, start, stop)
+    last = len(model.backbone.stages)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
+    small = _first_small(model, Shapes.of(one), start, stop)
 
     def stages(begin: int, end: int) -> Callable[[Any], Any]:
         def run(part):
@@ -91,9 +109,9 @@ def frozen_constants(model: Classifier, variables: dict, x: Any, start: int, sto
 
 
 @functools.cache
-def _first_small(model, leaves, tree, start, stop):
-    """The first of stages `[start, stop)` on small maps, else `stop`; `leaves` of `tree`: one example before."""
-    x = jax.tree.unflatten(tree, leaves)
+def _first_small(model, one, start, stop):
+    """The first of stages `[start, stop)` on small maps, else `stop`; `one`: shapes of an example before them."""
+    x = one.tree
     for stage in range(start, stop):
         if max(math.prod(leaf.shape[1:-1]) for leaf in jax.tree.leaves(x)) <= _SMALL_MAP:
             return stage

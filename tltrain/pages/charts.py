@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 440, 264
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 46, 38
+_POINTS_SCATTERED = 2_000
 _POINTS_SHOWN = 60  # of a segment; a longer one is a line alone
 
 
@@ -99,12 +100,15 @@ def lines(
 
 
 def scatter(title: str, points: Sequence[tuple[float, float]], x_label: str) -> Markup:
-    """Points `(x, y)` on axes of one scale, with the diagonal on which the two are equal; the first 2,000 of them."""
+    """Points `(x, y)` on axes of one scale, with the diagonal on which the two are equal; of many some, evenly."""
     values = [value for point in points for value in point]
     x = _axis(values, _LEFT, _WIDTH - _RIGHT, False, 8)
     y = _axis(values, _HEIGHT - _BOTTOM, _TOP, False, 5)
     drawn = [_grid(x, y, x_label), _rule("diagonal", x(x.low), y(x.low), x(x.high), y(x.high))]
-    drawn += [_dot("dot", "c0", 2.5, x(a), y(b), f"{a:.4g}, {title.lower()} {b:.4g}") for a, b in points[:2_000]]
+    drawn += [
+        _dot("dot", "c0", 2.5, x(a), y(b), f"{a:.4g}, {title.lower()} {b:.4g}")
+        for a, b in points[:: len(points) // _POINTS_SCATTERED + 1]
+    ]
     return _svg(title, f"{title} by {x_label}", drawn)
 
 

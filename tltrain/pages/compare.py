@@ -72,7 +72,7 @@ def write(workdirs: Sequence[Path], output: Path) -> None:
         others=_others(rows, task),
         curves=[
             charts.lines(
-                f"Val {page.title_of(key, task)[0].lower()}{page.title_of(key, task)[1:]}",
+                page.title_of(key, task, "val"),
                 _curves(records, colours, key, page.scale_of(key)),
                 "epoch, of all phases",
                 parts={},

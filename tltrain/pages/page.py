@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from tltrain.errors import WorkdirError
-from tltrain.training.tasks.task import Task
+from tltrain.training.tasks.task import LABELS, SHARES, Task
 
 
 def format_by(value: float | None, kind: str) -> str:
@@ -30,31 +30,25 @@ def format_by(value: float | None, kind: str) -> str:
     }[kind]()
 
 
-# how scores are called, and which of them are shares of one
-_LABELS = {"auc": "AUC", "ece": "ECE", "f1_macro": "macro F1", "f1_micro": "micro F1", "map": "mAP"}
-_LABELS |= {"mae": "MAE", "r2": "R²"}
-_SHARES = ("accuracy", "ece", "f1_macro", "f1_micro", "map")
-
-
 def label_of(score: str, task: type[Task]) -> str:
     """What a score is called, with the unit of a loss."""
-    return f"loss, {task.unit}" if score == "loss" else _LABELS.get(score, score)
+    return f"loss, {task.unit}" if score == "loss" else LABELS.get(score, score)
 
 
-def title_of(score: str, task: type[Task]) -> str:
-    """What stands above a chart of a score, with its unit."""
-    label = label_of(score, task)
-    return f"{label[0].upper()}{label[1:]}{', %' if score in _SHARES else ''}"
+def title_of(score: str, task: type[Task], of: str = "") -> str:
+    """What stands above a chart of a score, `of` a split, with its unit."""
+    text = f"{of} {label_of(score, task)}".lstrip()
+    return f"{text[0].upper()}{text[1:]}{', %' if score in SHARES else ''}"
 
 
 def format_of(score: str) -> str:
     """The `kind` of `format_by`."""
-    return "percent" if score in _SHARES else "number"
+    return "percent" if score in SHARES else "number"
 
 
 def scale_of(score: str) -> int:
     """What a score is multiplied by in a chart."""
-    return 100 if score in _SHARES else 1
+    return 100 if score in SHARES else 1
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from tltrain.training import scores
 from tltrain.training.tasks.choose import TASKS
 
 _LIKELY_MISTAKES = 64  # examples of highest loss of which what is shown is made beside those
-_MOST_CLASSES = 100  # rows of a table of classes
 
 
 def write(workdir: Path, read_data: Callable[[], Data]) -> Path:
@@ -62,7 +61,8 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
     task = TASKS[report["task"]["name"]]
     predictions = read_predictions(workdir, task.name)
     estimates = {split: task.with_intervals(found) for split, found in predictions.items()}
-    shown = {split: _shown(split, found, report, read_data) for split, found in predictions.items()}
+    worst = {split: splits.mistakes(found) for split, found in predictions.items()}
+    shown = {split: _shown(split, found, worst[split], report, read_data) for split, found in predictions.items()}
     seconds = report["seconds"]
     return page.fill(
         "run.html",
@@ -76,7 +76,7 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
         baseline=_baseline(report, task.metric),
         figures=_figures(report, estimates),
         curves=_curves(report["phases"], task),
-        best_by=config["checkpoint"]["best"],
+        best_by=page.label_of(task.ranked_by(config["checkpoint"]["best"]), task),
         metrics=[
             {"label": page.label_of(name, task), "format": page.format_of(name), "estimates": found}
             for name, found in ((name, [found[name] for found in estimates.values()]) for name in estimates["val"])
@@ -84,7 +84,7 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
         num_bins=scores.NUM_BINS,
         splits=[
             {"name": name, "count": len(found.ids), "num_corrupt": report["num_corrupt"][name]}
-            | splits.BY_TASK[task.name](found, shown[name], report["class_names"])
+            | splits.BY_TASK[task.name](found, worst[name], shown[name], report["class_names"], estimates[name])
             for name, found in predictions.items()
         ],
         phases=report["phases"],
@@ -99,8 +99,8 @@ def render(workdir: Path, read_data: Callable[[], Data]) -> str:
     )
 
 
-def _shown(split, found, report, read_data):
-    wanted = [found.ids[i] for i in splits.mistakes(found)]
+def _shown(split, found, worst, report, read_data):
+    wanted = [found.ids[i] for i in worst]
     likely = [found.ids[i] for i in np.argsort(-found.losses, kind="stable")[:_LIKELY_MISTAKES]]
     found = thumbnails.of(report["fingerprints"][split], wanted, likely, lambda: read_data().splits[split])
     return {example: _as_media(content, report["kind"]["shown_as"]) for example, content in found.items()}
@@ -119,7 +119,11 @@ def _as_media(content, media):
 def _counted(report):
     """Classes in their order, or where they are very many those with the fewest training examples, fewest first."""
     names, of_train = report["class_names"], report["class_counts"]["train"]
-    return names if len(names) <= _MOST_CLASSES else sorted(names, key=lambda name: of_train[name])[:_MOST_CLASSES]
+    return (
+        names
+        if len(names) <= scores.MOST_SHOWN
+        else sorted(names, key=lambda name: of_train[name])[: scores.MOST_SHOWN]
+    )
 
 
 def _figures(report, estimates):

@@ -7,6 +7,7 @@ import numpy as np
 
 from tltrain.pages import charts, page
 from tltrain.training import scores
+from tltrain.training.bootstrap import Estimate
 from tltrain.training.tasks import multi_label, regression
 from tltrain.training.tasks.classification import Classification
 from tltrain.training.tasks.multi_label import MultiLabel
@@ -14,9 +15,11 @@ from tltrain.training.tasks.regression import Regression
 
 _MOST_SHOWN = 24  # mistakes of a split
 _LARGEST_MATRIX = 20  # classes; of more the most frequent confusions are listed
-_MOST_CLASSES = 100  # rows of a table of classes
 _NOTHING = dict.fromkeys(("matrix", "pairs", "classes", "ece", "reliability", "scatter"))
 _NOTHING |= {"num_classes_left_out": 0}
+
+Shown = dict[str, dict[str, str | None]]  # by id
+Estimates = dict[str, Estimate]
 
 
 def mistakes(found: Any) -> np.ndarray:
@@ -34,7 +37,9 @@ def _wrong(found):
     return np.arange(len(found.ids))
 
 
-def _of_classes(found: scores.Predictions, shown: dict[str, dict], class_names: list[str]) -> dict[str, Any]:
+def _of_classes(
+    found: scores.Predictions, worst: np.ndarray, shown: Shown, class_names: list[str], estimates: Estimates
+) -> dict[str, Any]:
     answers, small = (found.labels, found.predicted), len(class_names) <= _LARGEST_MATRIX
     classes = list(zip(class_names, scores.by_class(*answers, len(class_names)), strict=True))
     num_wrong = int((~found.correct).sum())
@@ -48,9 +53,9 @@ def _of_classes(found: scores.Predictions, shown: dict[str, dict], class_names: 
             for label, predicted, count in scores.confused(*answers, _LARGEST_MATRIX)
         ],
         **_classes(classes, small),
-        "ece": scores.with_intervals(found)["ece"].value,
+        "ece": estimates["ece"].value,
         "reliability": charts.reliability("Reliability", scores.reliability(found)),
-        "mistakes_title": _title("confident mistake", len(mistakes(found)), num_wrong),
+        "mistakes_title": _title("confident mistake", len(worst), num_wrong),
         "mistakes": [
             {
                 "id": found.ids[i],
@@ -59,13 +64,13 @@ def _of_classes(found: scores.Predictions, shown: dict[str, dict], class_names: 
                 "note": page.format_by(found.confidence[i], "percent"),
                 **shown[found.ids[i]],
             }
-            for i in mistakes(found)
+            for i in worst
         ],
     }
 
 
 def _classes(classes, small):
-    kept = classes if small else scores.hardest(classes, _MOST_CLASSES)
+    kept = classes if small else scores.hardest(classes, scores.MOST_SHOWN)
     return {"classes": kept, "hardest_first": not small, "num_classes_left_out": len(classes) - len(kept)}
 
 
@@ -87,7 +92,9 @@ def _matrix(counts, class_names):
     return made
 
 
-def _of_labels(found: multi_label.Predictions, shown: dict[str, dict], class_names: list[str]) -> dict[str, Any]:
+def _of_labels(
+    found: multi_label.Predictions, worst: np.ndarray, shown: Shown, class_names: list[str], estimates: Estimates
+) -> dict[str, Any]:
     classes = list(zip(class_names, multi_label.by_class(found.labels, found.predicted), strict=True))
     num_wrong, names = len(_wrong(found)), np.asarray(class_names, object)
 
@@ -97,7 +104,7 @@ def _of_labels(found: multi_label.Predictions, shown: dict[str, dict], class_nam
     return _NOTHING | {
         "wrong": f"{num_wrong:,} with a wrong label",
         **_classes(classes, len(classes) <= _LARGEST_MATRIX),
-        "mistakes_title": _title("expensive mistake", len(mistakes(found)), num_wrong),
+        "mistakes_title": _title("expensive mistake", len(worst), num_wrong),
         "mistakes": [
             {
                 "id": found.ids[i],
@@ -106,12 +113,14 @@ def _of_labels(found: multi_label.Predictions, shown: dict[str, dict], class_nam
                 "note": f"loss {page.format_by(found.losses[i], 'number')}",
                 **shown[found.ids[i]],
             }
-            for i in mistakes(found)
+            for i in worst
         ],
     }
 
 
-def _of_numbers(found: regression.Predictions, shown: dict[str, dict], class_names: list[str]) -> dict[str, Any]:
+def _of_numbers(
+    found: regression.Predictions, worst: np.ndarray, shown: Shown, class_names: list[str], estimates: Estimates
+) -> dict[str, Any]:
     points = list(zip(found.labels.tolist(), found.predicted.tolist(), strict=True))
     return _NOTHING | {
         "wrong": f"mean absolute error {page.format_by(np.abs(found.predicted - found.labels).mean(), 'number')}",
@@ -125,13 +134,13 @@ def _of_numbers(found: regression.Predictions, shown: dict[str, dict], class_nam
                 "note": f"off by {found.predicted[i] - found.labels[i]:+.4g}",
                 **shown[found.ids[i]],
             }
-            for i in mistakes(found)
+            for i in worst
         ],
     }
 
 
-# what a page says of the answers `found` of a split, what is `shown` of examples by id, and the class names
-BY_TASK: dict[str, Callable[[Any, dict[str, dict], list[str]], dict[str, Any]]] = {
+# what a page says of the answers of a split, by its `worst` rows, what is shown of these, class names and estimates
+BY_TASK: dict[str, Callable[[Any, np.ndarray, Shown, list[str], Estimates], dict[str, Any]]] = {
     Classification.name: _of_classes,
     MultiLabel.name: _of_labels,
     Regression.name: _of_numbers,

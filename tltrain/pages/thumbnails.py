@@ -26,7 +26,7 @@ def of(
     found = {example: _stored(_path(folder, example)) for example in wanted}
     missing = [example for example in wanted if found[example] is None]
     if missing:
-        with contextlib.suppress(DataError):  # there is no such data any more; the page says so of each picture
+        with contextlib.suppress(DataError):  # there is no such data any more; the page says so of each
             split = read_split()
             if split.fingerprint == fingerprint:
                 made = _make(split, dict.fromkeys([*missing, *likely]))

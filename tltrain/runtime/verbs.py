@@ -23,7 +23,7 @@ VERBS = {
     ),
     "report": Verb("Writes the page of a finished run, or of several side by side.", "runs/cats_dogs runs/mine"),
     "predict": Verb(
-        "Classifies files, such as images, with the best model of a finished run.",
+        "Says what the best model of a finished run makes of files, such as images.",
         "--workdir runs/cats_dogs photos/ a.jpg --output predictions.csv",
     ),
     "evaluate": Verb(

@@ -25,16 +25,16 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimates(statistics: Sequence[Statistic], n: int) -> list[Estimate]:
+def estimates(statistics: Sequence[Statistic], n: int, columns: int = 1) -> list[Estimate]:
     """Each statistic of `n` values, with the interval it has when they are drawn again with replacement.
 
     The draws are always the same. A resample of which a statistic is NaN, as an area under a curve is where one class
     is absent, does not count. No interval for fewer than two values, and of a few it is too narrow: three seeds can do
-    no better than their range.
+    no better than their range. Where each value is many `columns`, fewer are drawn.
     """
     if not n:
         return [Estimate(*[float("nan")] * 3) for _ in statistics]
-    drawn = zip(*([statistic(counts) for statistic in statistics] for counts in _resamples(n)), strict=True)
+    drawn = zip(*([statistic(counts) for statistic in statistics] for counts in _resamples(n, columns)), strict=True)
     return [
         Estimate(float(statistic(np.ones((1, n)))[0]), *_percentiles(np.concatenate(values), n))
         for statistic, values in zip(statistics, drawn, strict=True)
@@ -55,10 +55,10 @@ def _percentiles(values, n):
     return float(low), float(high)
 
 
-def _resamples(n: int) -> Iterator[np.ndarray]:
+def _resamples(n: int, columns: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     fewest, most = _NUM_RESAMPLES
-    total, rows = min(max(_MAX_DRAWS // n, fewest), most), max(_MAX_COUNTS // n, 1)
+    total, rows = min(max(_MAX_DRAWS // (n * columns), fewest), most), max(_MAX_COUNTS // n, 1)
     for done in range(0, total, rows):
         size = min(rows, total - done)
         drawn = rng.integers(0, n, (size, n), np.int32) + np.arange(0, size * n, n)[:, None]

@@ -52,12 +52,13 @@ def load(config: ConfigDict, clock: Clock) -> Setup:
     mesh = parallel.make_mesh(config.batch_size)
     with clock("data"):
         data = read_data(config)
-    task = task_of(config, data)
+    check_batch(config, data)
+    task = choose.of(config, data)
     return Setup(config, data, task, zoo.create(config, task.num_outputs), mesh)
 
 
-def task_of(config: ConfigDict, data: Data) -> Task:
-    """What the labels of `data` are; raises ConfigError where the batch or what is said of labels makes no sense."""
+def check_batch(config: ConfigDict, data: Data) -> None:
+    """Raises ConfigError where a batch would be padding for the most part."""
     num_examples = data.splits["train"].num_examples
     largest = max(_SMALL_BATCH, _PADDED * num_examples)
     if config.batch_size > largest:
@@ -65,4 +66,3 @@ def task_of(config: ConfigDict, data: Data) -> Task:
             f"batch_size = {config.batch_size}, allowed: at most {largest} with {num_examples} training examples, for "
             "the rest of a batch is padding; in the config; lower it"
         )
-    return choose.of(config, data)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 from ml_collections import ConfigDict
 
 
@@ -70,7 +71,7 @@ class Kind(abc.ABC):
         """What an export takes in place of encoded examples."""
 
     @abc.abstractmethod
-    def raw(self, encoded: bytes) -> Any:
+    def raw(self, encoded: bytes) -> np.ndarray:
         """An example as an export takes it, without the axis of the batch; raises OSError where it cannot be read."""
 
     @abc.abstractmethod

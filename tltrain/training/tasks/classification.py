@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,11 +65,9 @@ class Classification(Task):
         predicted = logits[:, 0] > 0 if logits.shape[-1] == 1 else logits.argmax(-1)
         return (predicted.astype(jnp.int32) == label).astype(jnp.float32)
 
-    def activation(self, logits: jax.Array) -> jax.Array:
+    def activation(self, nn: Any, logits: Any) -> Any:
         """Probabilities that sum to one."""
-        if logits.shape[-1] == 1:
-            return nn.sigmoid(jnp.concatenate([-logits, logits], -1))
-        return nn.softmax(logits)
+        return nn.sigmoid(logits * np.asarray([-1, 1], np.float32)) if self.sigmoid else nn.softmax(logits)
 
     def said(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities."""

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from tltrain.config import PHASES
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError
 from tltrain.training import bootstrap
@@ -20,17 +20,17 @@ from tltrain.training.tasks.task import Task, rounded
 
 
 class Predictions(NamedTuple):
-    """The readable examples of one split: `labels` bool `[N, K]`, `probabilities` float64 `[N, K]`, `losses` `[N]`."""
+    """The readable examples of one split.
+
+    `labels` and `predicted`, the classes more probable than not, are bool `[N, K]`, `probabilities` float64 `[N, K]`,
+    `losses` float64 `[N]`.
+    """
 
     ids: tuple[str, ...]
     labels: np.ndarray
+    predicted: np.ndarray
     probabilities: np.ndarray
     losses: np.ndarray
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Classes more probable than not, bool `[N, K]`."""
-        return self.probabilities > 0.5
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,13 @@ class MultiLabel(Task):
                 "model.head = 'softmax' chooses one class, the examples have several labels; use 'sigmoid'"
             )
         setting, weights = config.loss.class_weights, np.ones(len(class_names), np.float32)
+        if setting is not None and any(config[phase].optimizer == "ridge" for phase in PHASES):
+            raise ConfigError(f"loss.class_weights = {setting!r}, allowed: None with ridge where labels are several")
         if setting is not None and train is not None:
             counts = train.class_counts(len(class_names))
             absent = train.num_examples - counts
-            weights = (absent / counts).astype(np.float32) if setting == "auto" else named_weights(setting, class_names)
+            balance = np.where(absent, absent / counts, 1.0).astype(np.float32)
+            weights = balance if setting == "auto" else named_weights(setting, class_names)
         return cls(class_names, config.loss.label_smoothing, tuple(weights.tolist()))
 
     @property
@@ -83,18 +86,27 @@ class MultiLabel(Task):
         """The share of classes that are told right."""
         return ((logits > 0) == label).mean(-1, dtype=jnp.float32)
 
-    def activation(self, logits: jax.Array) -> jax.Array:
+    def same(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """All classes."""
+        return ((answers > 0.5) == (others > 0.5)).all(-1)
+
+    @classmethod
+    def ranked_by(cls, best: str) -> str:
+        """Mean average precision: the share of right labels hardly moves where labels are few."""
+        return "map" if best == "accuracy" else "loss"
+
+    def activation(self, nn: Any, logits: Any) -> Any:
         """A probability each."""
         return nn.sigmoid(logits)
 
     def said(self, logits: np.ndarray) -> np.ndarray:
         """A probability each."""
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+        return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
     def summary(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """`f1_macro`, `f1_micro` and `map`, as of `with_intervals`."""
         one = np.ones((1, len(labels)))
-        found = {name: statistic(one) for name, statistic in _statistics(labels, self.said(logits)).items()}
+        found = {name: statistic(one) for name, statistic in _statistics(labels, logits > 0, logits).items()}
         return {name: float(value[0]) for name, value in found.items()}
 
     def detail(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -109,17 +121,15 @@ class MultiLabel(Task):
         return dict(zip(self.class_names, by_class(labels, logits > 0), strict=True))
 
     def line(self, logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-        """The label is the list of classes there are."""
-        probabilities = self.said(logits[None])[0]
-        right = np.maximum(np.where(label, probabilities, 1 - probabilities), np.finfo(np.float64).tiny)
-        kept = {"label": np.flatnonzero(label).tolist(), "probabilities": rounded(probabilities)}
-        return kept | {"loss": float(f"{-np.log(right).mean():.6g}")}
+        """The label is the list of classes there are, `predicted` of those more probable than not."""
+        classes = {"label": np.flatnonzero(label).tolist(), "predicted": np.flatnonzero(logits > 0).tolist()}
+        loss = np.logaddexp(0, np.where(label, -logits, logits).astype(np.float64)).mean()
+        return classes | {"probabilities": rounded(self.said(logits)), "loss": float(f"{loss:.6g}")}
 
     def answer(self, logits: np.ndarray) -> dict[str, Any]:
         """The classes more probable than not, and the probability of each."""
-        probabilities = self.said(logits[None])[0]
-        named = dict(zip(self.class_names, rounded(probabilities), strict=True))
-        return {"classes": [name for name, p in named.items() if p > 0.5], "probabilities": named}
+        named = dict(zip(self.class_names, rounded(self.said(logits)), strict=True))
+        return {"classes": [self.class_names[i] for i in np.flatnonzero(logits > 0)], "probabilities": named}
 
     def ridge(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """1 where a class is, -1 where not."""
@@ -129,11 +139,11 @@ class MultiLabel(Task):
     def answers(lines: Sequence[dict[str, Any]]) -> Predictions:
         """Of every class."""
         probabilities = np.asarray([line["probabilities"] for line in lines], float)
-        labels = np.zeros(probabilities.shape, bool)
-        for row, line in zip(labels, lines, strict=True):
-            row[line["label"]] = True
+        labels, predicted = np.zeros((2, *probabilities.shape), bool)
+        for i, line in enumerate(lines):
+            labels[i, line["label"]] = predicted[i, line["predicted"]] = True
         losses = np.asarray([line["loss"] for line in lines], float)
-        return Predictions(tuple(line["id"] for line in lines), labels, probabilities, losses)
+        return Predictions(tuple(line["id"] for line in lines), labels, predicted, probabilities, losses)
 
     @staticmethod
     def each(found: Predictions) -> np.ndarray:
@@ -144,8 +154,8 @@ class MultiLabel(Task):
     def with_intervals(found: Predictions) -> dict[str, bootstrap.Estimate]:
         """Accuracy, loss, F1 over classes and over all answers, mean average precision."""
         statistics = {"accuracy": bootstrap.mean(MultiLabel.each(found)), "loss": bootstrap.mean(found.losses)}
-        statistics |= _statistics(found.labels, found.probabilities)
-        made = bootstrap.estimates(list(statistics.values()), len(found.ids))
+        statistics |= _statistics(found.labels, found.predicted, found.probabilities)
+        made = bootstrap.estimates(list(statistics.values()), len(found.ids), columns=found.labels.shape[1])
         return dict(zip(statistics, made, strict=True))
 
 
@@ -157,13 +167,12 @@ def by_class(labels: np.ndarray, predicted: np.ndarray) -> list[OfClass]:
     return [OfClass(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _statistics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, bootstrap.Statistic]:
-    """`f1_macro`, `f1_micro`, `map` of bool `labels` and `probabilities` `[N, K]`.
+def _statistics(labels: np.ndarray, predicted: np.ndarray, ranks: np.ndarray) -> dict[str, bootstrap.Statistic]:
+    """`f1_macro`, `f1_micro`, `map` of bool `labels` and `predicted` `[N, K]`; `ranks` `[N, K]` order the examples.
 
     A class that is neither there nor answered has an F1 of 0, as in scikit-learn; the mean of average precisions is
     over the classes that are there.
     """
-    predicted = probabilities > 0.5
     right, either = (labels & predicted).astype(float), labels.astype(float) + predicted
 
     def f1(counts, axis):
@@ -172,18 +181,19 @@ def _statistics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, boot
             twice, total = twice.sum(1, keepdims=True), total.sum(1, keepdims=True)
         return (twice / np.maximum(total, 1)).mean(1)
 
-    order = np.argsort(-probabilities, axis=0, kind="stable")
-    ranked, falling = (np.take_along_axis(values, order, 0) for values in (labels, -probabilities))
+    order = np.argsort(-ranks, axis=0, kind="stable")
+    ranked, falling = (np.take_along_axis(values, order, 0) for values in (labels, -ranks))
 
     def mean_average_precision(counts):
-        found = []
+        total, there = np.zeros(len(counts)), np.zeros(len(counts))
         for k in range(labels.shape[1]):
             drawn, equal = counts[:, order[:, k]], np.searchsorted(falling[:, k], falling[:, k], "right") - 1
             positive = drawn * ranked[:, k]  # precision is that of all that are as probable or more
             precision = np.cumsum(positive, 1)[:, equal] / np.maximum(np.cumsum(drawn, 1), 1)[:, equal]
-            with np.errstate(invalid="ignore"):
-                found.append((positive * precision).sum(1) / positive.sum(1))
-        return np.nanmean(found, 0) if labels.any() else np.full(len(counts), np.nan)
+            support = positive.sum(1)
+            total, there = total + (positive * precision).sum(1) / np.maximum(support, 1), there + (support > 0)
+        with np.errstate(invalid="ignore"):
+            return total / there
 
     return {
         "f1_macro": lambda counts: f1(counts, 0),

@@ -32,6 +32,7 @@ class Regression(Task):
     name = "regression"
     metric = "mae"
     larger_is_better = False
+    output = "prediction"
     unit = "squared"
 
     @classmethod
@@ -66,7 +67,7 @@ class Regression(Task):
         """Absolute errors."""
         return jnp.abs(logits[:, 0] - label)
 
-    def activation(self, logits: jax.Array) -> jax.Array:
+    def activation(self, nn: Any, logits: Any) -> Any:
         """As it is."""
         return logits
 
@@ -97,9 +98,14 @@ class Regression(Task):
         """The numbers."""
         return labels[:, None].astype(np.float64), np.ones(len(labels))
 
-    def rank(self, scores: dict[str, float], best: str) -> float:
-        """By the loss, which has the order of `r2`: a number has no accuracy."""
-        return -scores["loss"]
+    def same(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Equal but for rounding."""
+        return np.isclose(answers, others, rtol=1e-3, atol=1e-3)[:, 0]
+
+    @classmethod
+    def ranked_by(cls, best: str) -> str:
+        """The loss, which has the order of `r2`: a number has no accuracy."""
+        return "loss"
 
     @staticmethod
     def answers(lines: Sequence[dict[str, Any]]) -> Predictions:
@@ -126,13 +132,11 @@ class Regression(Task):
 
 def _explained(labels: np.ndarray, predicted: np.ndarray) -> bootstrap.Statistic:
     """1 minus the squared errors over the squared distances from the mean of the resample."""
-    errors = np.square(predicted - labels)
+    errors, centred = np.square(predicted - labels), labels - labels.mean()
 
     def share(counts):
-        n = counts.sum(1)
-        mean = counts @ labels / n
-        squares = counts @ np.square(labels)
-        around = squares - n * np.square(mean)
+        squares, n = counts @ np.square(centred), counts.sum(1)
+        around = squares - np.square(counts @ centred) / n
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(around > 1e-12 * squares, 1 - counts @ errors / around, np.nan)
 

@@ -27,6 +27,7 @@ class Task(abc.ABC):
     metric: ClassVar[str]  # what an epoch is told by beside its loss
     larger_is_better: ClassVar[bool] = True  # of `metric`
     unit: ClassVar[str]  # of the loss
+    output: ClassVar[str] = "probabilities"  # what an export calls its answers
 
     @classmethod
     @abc.abstractmethod
@@ -60,8 +61,11 @@ class Task(abc.ABC):
         """Float32 `[B]`, whose mean is `metric`."""
 
     @abc.abstractmethod
-    def activation(self, logits: jax.Array) -> jax.Array:
-        """What an export answers, float32: `[B, K]` of probabilities, or `[B, 1]` of numbers."""
+    def activation(self, nn: Any, logits: Any) -> Any:
+        """What an export answers, float32: `[B, K]` of probabilities, or `[B, 1]` of numbers.
+
+        `nn` is `jax.nn` or `keras.ops`, of which it takes `sigmoid` and `softmax`.
+        """
 
     @abc.abstractmethod
     def said(self, logits: np.ndarray) -> np.ndarray:
@@ -91,9 +95,21 @@ class Task(abc.ABC):
     def ridge(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Targets float64 `[N, D]` and weights float64 `[N]` of least squares in place of the loss."""
 
+    def same(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Whether two results `[N, K]` of `activation` choose the same, bool `[N]`."""
+        return answers.argmax(-1) == others.argmax(-1)
+
+    @classmethod
+    def ranked_by(cls, best: str) -> str:
+        """The score on val by which epochs are ranked where `checkpoint.best` is `best`."""
+        return cls.metric if best == "accuracy" else "loss"
+
     def rank(self, scores: dict[str, float], best: str) -> float:
-        """What ranks an epoch by its `scores` on val, larger is better; `best` is `checkpoint.best`."""
-        return scores[self.metric] if best == "accuracy" else -scores["loss"]
+        """What ranks an epoch by its `scores` on val, larger is better; one that is not defined is the lowest."""
+        score = scores[self.ranked_by(best)]
+        if score is None or np.isnan(score):
+            return -np.inf
+        return -score if self.ranked_by(best) == "loss" else score
 
     @staticmethod
     @abc.abstractmethod
@@ -109,6 +125,12 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def with_intervals(found: Any) -> dict[str, Estimate]:
         """The scores of such a value with 95 % intervals over the examples; `metric` is the first."""
+
+
+# how scores are called where they are shown, and which are shares of one, shown in percent
+LABELS = {"auc": "AUC", "ece": "ECE", "f1_macro": "macro F1", "f1_micro": "micro F1", "map": "mAP"}
+LABELS |= {"mae": "MAE", "r2": "R2"}
+SHARES = ("accuracy", "ece", "f1_macro", "f1_micro", "map")
 
 
 def rounded(values: np.ndarray) -> list[float]:
