@@ -111,12 +111,12 @@ def run(runs: list[Member], workdir: Path, process: Process) -> int:
 
 def _train_together(runs, process):
     """Trains the probes that differ in numbers alone and have not begun; the errors of those that failed, by path."""
-    kinds: dict[str, list[Member]] = {}
+    groups: dict[str, list[Member]] = {}
     for member in runs:
-        if kind := together.kind(member.config):
-            kinds.setdefault(kind, []).append(member)
+        if key := together.group_of(member.config):
+            groups.setdefault(key, []).append(member)
     failed: dict[Path, Exception] = {}
-    for group in kinds.values():
+    for group in groups.values():
         seeds = dict.fromkeys(member.config.seed for member in group)
         grid = [[(m.config, m.path) for m in group if m.config.seed == seed] for seed in seeds]
         num_due = sum(together.is_due(member.path) for member in group)

@@ -33,7 +33,7 @@ from tltrain.training import metrics, setup, steps
 NUMBERS = ("seed", "probe.learning_rate", "probe.weight_decay")  # in what probes trained together may differ
 
 
-def kind(config: ConfigDict) -> str | None:
+def group_of(config: ConfigDict) -> str | None:
     """What configs of probes that can be trained together have in common; None where `config` is none."""
     probe, options = config.probe, config.features
     stored = options.enabled != "off" and (not probe.augment or options.augment_views)
@@ -130,8 +130,8 @@ class _Member:
 def run(grid: Sequence[Sequence[tuple[ConfigDict, Path]]], process: Process) -> dict[Path, TltrainError]:
     """Trains the probes of `grid` `[seeds][arms]`, pairs of a config and a workdir, that are due.
 
-    All are of one `kind`, those of a row of one seed, those of a column of equal numbers. Nothing is saved before the
-    end: after a stop the same call begins again.
+    All are of one group by `group_of`, those of a row of one seed, those of a column of equal numbers. Nothing is saved
+    before the end: after a stop the same call begins again.
 
     Returns:
         The error of each that failed, by its workdir.

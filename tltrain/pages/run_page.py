@@ -17,6 +17,7 @@ from tltrain.runtime.record import read_json, read_report
 from tltrain.training import scores
 from tltrain.training.tasks.choose import TASKS
 
+_MOST_FIGURES = 4  # scores at the top of the page
 _LIKELY_MISTAKES = 64  # examples of highest loss of which what is shown is made beside those
 
 
@@ -129,7 +130,7 @@ def _counted(report):
 def _figures(report, estimates):
     split, found = list(estimates.items())[-1]
     made, task = [], TASKS[report["task"]["name"]]
-    for name, estimate in found.items():
+    for name, estimate in list(found.items())[:_MOST_FIGURES]:
         value, low, high = (page.format_by(v, page.format_of(name)) for v in estimate)
         made.append({"label": f"{split} {page.label_of(name, task)}", "value": value, "note": f"{low} to {high}"})
     phase = report["phases"][report["chosen"]["phase"]]

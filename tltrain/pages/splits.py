@@ -55,7 +55,7 @@ def _of_classes(
         **_classes(classes, small),
         "ece": estimates["ece"].value,
         "reliability": charts.reliability("Reliability", scores.reliability(found)),
-        "mistakes_title": _title("confident mistake", len(worst), num_wrong),
+        "mistakes_title": _title("most confident", len(worst), num_wrong),
         "mistakes": [
             {
                 "id": found.ids[i],
@@ -79,7 +79,7 @@ def _title(what, count, total):
         return "No mistakes"
     several = "s" if count > 1 else ""
     more = f" of {total:,}" if count < total else ""
-    return f"The {f'{count} ' if count > 1 else ''}most {what}{several}{more}"
+    return f"The {f'{count} ' if count > 1 else ''}{what} mistake{several}{more}"
 
 
 def _matrix(counts, class_names):
@@ -104,7 +104,7 @@ def _of_labels(
     return _NOTHING | {
         "wrong": f"{num_wrong:,} with a wrong label",
         **_classes(classes, len(classes) <= _LARGEST_MATRIX),
-        "mistakes_title": _title("expensive mistake", len(worst), num_wrong),
+        "mistakes_title": _title("costliest", len(worst), num_wrong),
         "mistakes": [
             {
                 "id": found.ids[i],

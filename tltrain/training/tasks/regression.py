@@ -33,7 +33,7 @@ class Regression(Task):
     metric = "mae"
     larger_is_better = False
     output = "prediction"
-    unit = "squared"
+    unit = "squared error"
 
     @classmethod
     def of(cls, config: ConfigDict, class_names: tuple[str, ...], train: Split | None) -> Self:
