@@ -103,10 +103,10 @@ def test_the_loss_is_that_of_both_labels_by_their_shares_with_smoothing_and_clas
 def test_a_phase_that_mixes_trains_from_images_and_evaluates_from_what_is_stored(tiny, tmp_path, capsys):
     tiny.finetune.epochs = 0
     tiny.probe.update(mixup=0.2, cutmix=1.0)
-    assert together.kind(tiny) is None
+    assert together.group_of(tiny) is None
     result = run(tiny, tmp_path / "run")
     assert "probe: train from images; probe.mixup and cutmix mix images" in capsys.readouterr().out
     assert sum(map(sum, result["chosen"]["val"]["confusion"])) == 12
     assert [len(np.load(path)) for path in (tmp_path / "features").rglob("rows.npy")] == [12]
     tiny.probe.update(mixup=0.0, cutmix=0.0)
-    assert together.kind(tiny) is not None
+    assert together.group_of(tiny) is not None
