@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from kills import write_images
+import small
 
 from tltrain.config import default
 from tltrain.experiment import train
@@ -44,7 +44,7 @@ def memory(kind):
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root / "images")
+        small.write(root)
         config = default()
         config.data.source = f"folder:{root / 'images'}"
         config.data.splits = ("train[:75%]", "train[75%:]")
