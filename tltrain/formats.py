@@ -2,8 +2,11 @@
 
 from tltrain.errors import WorkdirError
 
-WORKDIR = 2  # identity.json, checkpoints, predictions.jsonl, report.json; 1: of tltrain 0.1, images of one class alone
+WORKDIR = 2  # identity.json, checkpoints, predictions.jsonl, report.json
 STORE = 4  # stored features; those of another form are not looked at, and `tltrain.features --clear` frees them
+
+
+_VERSIONS = {1: "0.1"}  # that wrote an earlier form of a workdir
 
 
 class OtherFormError(WorkdirError):
@@ -13,8 +16,8 @@ class OtherFormError(WorkdirError):
 def check_workdir(content: dict, place: object) -> None:
     """Raises OtherFormError where `content`, a record of the run in `place`, is of another form than `WORKDIR`."""
     if (found := content.get("format", 1)) != WORKDIR:
-        written = "an earlier" if found < WORKDIR else "a later"
+        version = _VERSIONS.get(found, "of a later version")
         raise OtherFormError(
-            f"{place} is a run of {written} version of tltrain, of form {found}; this version reads and writes form "
-            f"{WORKDIR}; use that version, or choose another --workdir and run it again"
+            f"{place} is a run of tltrain {version}, of form {found}; this version reads and writes form {WORKDIR}; "
+            "use that version, or choose another --workdir and run it again"
         )

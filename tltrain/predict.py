@@ -27,15 +27,14 @@ def _run(arguments: argparse.Namespace, process: Process) -> int:
             raise ConfigError(f"no folder for {path}; on the command line; make it, or give another file")
     if arguments.output and arguments.output.suffix not in WRITERS:
         raise ConfigError(f"--output {arguments.output}; on the command line; give a name that ends in .csv or .jsonl")
-    found = predicting.predict(finished.load(arguments.workdir), arguments.files, process)
+    wanted = arguments.features is not None
+    found = predicting.predict(finished.load(arguments.workdir), arguments.files, process, wanted)
     predicting.show(found)
     if arguments.output:
         places.write_lines(arguments.output, WRITERS[arguments.output.suffix](found))
         console.say(f"Every prediction is in {arguments.output}.")
     if arguments.features:
         predicting.write_features(found, arguments.features)
-        shape = list(found.features.shape)
-        console.say(f"The pooled features are in {arguments.features}: files [{len(found.files)}], features {shape}.")
     return 0
 
 

@@ -206,7 +206,7 @@ def test_a_workdir_of_another_form_is_refused_in_a_line_that_names_it(copied, tm
         stored = json.loads((path / name).read_text()) | {"format": form}
         stored = {key: value for key, value in stored.items() if value is not None}
         (path / name).write_text(json.dumps(record.with_digest(stored)))
-    said = f"{path} is a run of {'an earlier' if form is None else 'a later'} version of tltrain, of form {form or 1};"
+    said = f"{path} is a run of tltrain {'0.1' if form is None else 'of a later version'}, of form {form or 1};"
     with pytest.raises(WorkdirError, match=re.escape(said)):
         run(config, path)
     with pytest.raises(WorkdirError, match=re.escape(said)):

@@ -22,15 +22,15 @@ _SHOWN = 50  # rows of the table on the terminal
 
 
 class Predicted(NamedTuple):
-    """`logits` float32 `[N, D]` and pooled `features` float32 `[N, C]` of the files of a split that could be read.
+    """`logits` float32 `[N, D]` of the files that could be read; `num_files` counts those that could not too.
 
-    `num_files` counts those that could not be read too.
+    `features` are the pooled ones, float32 `[N, C]`, where these are wanted.
     """
 
     run: Finished
     files: tuple[str, ...]
     logits: np.ndarray
-    features: np.ndarray
+    features: np.ndarray | None
     num_files: int
 
     def answers(self, most: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -39,7 +39,7 @@ class Predicted(NamedTuple):
             yield file, self.run.task.answer(logits)
 
 
-def predict(run: Finished, paths: Sequence[Path], process: Process) -> Predicted:
+def predict(run: Finished, paths: Sequence[Path], process: Process, with_features: bool = False) -> Predicted:
     """What `run` says of the examples at `paths`, files as they are and folders at any depth, each once.
 
     Raises:
@@ -49,10 +49,15 @@ def predict(run: Finished, paths: Sequence[Path], process: Process) -> Predicted
     run.config.features.enabled = "off"  # nothing is stored of examples that no run will see again
     run.config.data.max_corrupt = 1.0  # a broken file is named, the others go on
     split = _split(run, paths)
-    features = np.zeros((split.num_examples, run.variables["params"]["head"]["kernel"].shape[0]), np.float32)
+    width = run.variables["params"]["head"]["kernel"].shape[0]
+    features = np.zeros((split.num_examples, width), np.float32) if with_features else None
     found = finished.evaluate(run, split, process, features)
     files = tuple(split.ids[i] for i in np.flatnonzero(found.counted))
-    return Predicted(run, files, found.logits[found.counted], features[found.counted], len(split.ids))
+    return Predicted(run, files, found.logits[found.counted], _rows(features, found.counted), len(split.ids))
+
+
+def _rows(features, counted):
+    return None if features is None else features[counted]
 
 
 def _split(run, paths) -> Split:
@@ -121,8 +126,11 @@ def json_lines(found: Predicted) -> Iterator[str]:
 
 def write_features(found: Predicted, path: Path) -> None:
     """Writes the pooled features to a `.npz`: `files` `[N]` and `features` `[N, C]`; raises WorkdirError."""
+    assert found.features is not None, "they were wanted"
     try:
         with path.open("wb") as file:
             np.savez(file, files=np.asarray(found.files), features=found.features)
     except OSError as error:
         raise WorkdirError(f"cannot write {path}; {error.strerror}; give another --features") from error
+    shape = list(found.features.shape)
+    console.say(f"The pooled features are in {path}: files [{len(found.files)}], features {shape}.")
