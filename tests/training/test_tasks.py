@@ -21,6 +21,7 @@ from tltrain.data import sources, tfds_source
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError, DataError, TerminatedError
 from tltrain.experiment import sweeping, table
+from tltrain.exports.formats import FORMATS
 from tltrain.models import zoo
 from tltrain.runtime.process import Process
 from tltrain.training import bootstrap
@@ -130,6 +131,16 @@ def test_the_verbs_know_its_answers(config, tmp_path, capsys, images):
     assert all(text in page for text in wanted) and "Confusion" not in page
     assert call(report, tmp_path / "run", tmp_path / "run", "--output", tmp_path / "both.html") == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.full
+def test_every_export_gives_its_answers(config, tmp_path, capsys):
+    config.model.backbone = "mobilenet_v2_0.35"
+    config.finetune.epochs = 0
+    output = {"multi_label": "probabilities", "regression": "prediction"}[run(config, tmp_path / "run")["task"]["name"]]
+    assert call(export, "--workdir", tmp_path / "run", "--format", ",".join(FORMATS)) == 0
+    said = capsys.readouterr().out
+    assert said.count("the same answer for 100.0 %") == len(FORMATS) and f"model.serve(images)['{output}']" in said
 
 
 def test_probes_are_swept_together_and_solved_in_closed_form(config, tmp_path):
