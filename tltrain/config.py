@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from tltrain import places
+from tltrain import hub, places
 from tltrain.errors import ConfigError
 from tltrain.rules import LARGEST, PHASES, RULES, holds, is_dict, shown, unknown
 
@@ -49,7 +49,7 @@ def default() -> ConfigDict:
 
     config.model = model = Keys()
     model.backbone = "mobilenet_v2"  # a name in tltrain.models.zoo
-    model.weights = "imagenet"  # "imagenet" | path of a Keras .h5 or .keras | "random"
+    model.weights = "imagenet"  # "imagenet" | path of a file or its folder | "hf:OWNER/NAME[@REVISION]" | "random"
     model.sha256 = ""  # of the weight file, 64 hex digits: another file is refused; "": any file
     model.head = "auto"  # "sigmoid": one unit, two classes | "softmax" | "auto": sigmoid where there are two
     model.dropout = 0.0  # share of pooled features zeroed in training
@@ -208,8 +208,10 @@ def _conflicts(config) -> list[str]:
             for key, off in _OF_STAGES.items()
             if phase.freeze_until == "all" and phase[key] != off
         ]
-    if config.model.sha256 and config.model.weights == "random":
-        problems.append("model.sha256 with model.weights = 'random', allowed: '', since no file is read")
+    if config.model.sha256 and hub.is_random(config.model.weights):
+        problems.append(
+            f"model.sha256 with model.weights = {config.model.weights!r}, allowed: '', since no file is read"
+        )
     if config.features.enabled == "off" and config.features.augment_views:
         problems.append(
             f"features.augment_views = {config.features.augment_views}, allowed: 0 with features.enabled = 'off', "

@@ -56,6 +56,11 @@ _SOURCE = (
     lambda v: isinstance(v, str) and v.split(":", 1)[0] in ("tfds", "folder") and bool(v.partition(":")[2]),
     "'tfds:NAME' or 'folder:PATH'",
 )
+_WEIGHTS = (
+    lambda v: isinstance(v, str) and v not in ("", "random:", "hf:", "random:hf:"),
+    "'imagenet', 'random', the path of a Keras .h5 or .keras, of a model.safetensors or its folder, "
+    "'hf:OWNER/NAME[@REVISION]', or 'random:' and one of the last two, whose sizes and tokens alone are taken",
+)
 _WEIGHT_OF_CLASS = (
     lambda v: v is None or v == "auto" or (is_dict(v) and all(_number(0, LARGEST)[0](w) for w in v.values())),
     "None, 'auto' or a dict of class name to weight",
@@ -99,10 +104,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.augment.color": _number(0, 1),
     "data.augment.randaugment": _RANDAUGMENT,
     "model.backbone": _TEXT,
-    "model.weights": (
-        lambda v: isinstance(v, str) and bool(v),
-        "'imagenet', 'random' or the path of a Keras .h5 or .keras",
-    ),
+    "model.weights": _WEIGHTS,
     "model.sha256": _SHA256,
     "model.head": _one_of("auto", "sigmoid", "softmax"),
     "model.dropout": _number(0, 0.99),
