@@ -40,8 +40,8 @@ def is_random(source: str) -> bool:
 
 
 def place_of(source: str) -> str | None:
-    """The place within `source`, a value of `model.weights`, that `files` takes; None for "imagenet" and "random"."""
-    return None if source in ("imagenet", "random") else source.removeprefix("random:")
+    """The place within `source`, a value of `model.weights`, that `files` takes; None where it names none."""
+    return None if source in ("pretrained", "imagenet", "random") else source.removeprefix("random:")
 
 
 def files(place: str, weights: bool = True) -> Pretrained:

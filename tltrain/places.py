@@ -20,7 +20,7 @@ _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _KEYS = {
     "data.source": re.compile("(folder:)(.*)", re.DOTALL),
     "data.data_dir": re.compile("()(.+)", re.DOTALL),
-    "model.weights": re.compile("(?!imagenet$|random$)((?:random:)?+)(?!hf:)(.+)", re.DOTALL),
+    "model.weights": re.compile("(?!pretrained$|imagenet$|random$)((?:random:)?+)(?!hf:)(.+)", re.DOTALL),
     "features.dir": re.compile("()(.+)", re.DOTALL),
 }
 

@@ -58,7 +58,7 @@ _SOURCE = (
 )
 _WEIGHTS = (
     lambda v: isinstance(v, str) and v not in ("", "random:", "hf:", "random:hf:"),
-    "'imagenet', 'random', the path of a Keras .h5 or .keras, of a model.safetensors or its folder, "
+    "'pretrained', 'imagenet', 'random', the path of a Keras .h5 or .keras, of a model.safetensors or its folder, "
     "'hf:OWNER/NAME[@REVISION]', or 'random:' and one of the last two, whose sizes and tokens alone are taken",
 )
 _WEIGHT_OF_CLASS = (
@@ -92,6 +92,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.data_dir": _TEXT,
     "data.splits": _SPLITS,
     "data.image_size": _SIZE,
+    "data.max_tokens": _number(8, 8192, integer=True),
     "data.shots": _WHOLE,
     "data.resize": _one_of("stretch", "crop"),
     "data.pixels": _one_of("backbone", "unit"),
@@ -107,6 +108,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.weights": _WEIGHTS,
     "model.sha256": _SHA256,
     "model.head": _one_of("auto", "sigmoid", "softmax"),
+    "model.pool": _one_of("auto", "cls", "pooler", "mean"),
     "model.dropout": _number(0, 0.99),
     "model.batch_norm_momentum": (lambda v: v is None or _number(0, 1)[0](v), "None or a number from 0 to 1"),
     "model.dtype": _one_of("float32", "bfloat16"),

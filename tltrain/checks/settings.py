@@ -12,7 +12,7 @@ from tltrain import hub
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import pipeline, sources
-from tltrain.errors import ConfigError
+from tltrain.errors import ConfigError, TltrainError
 from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.image_backbone import ImageBackbone
@@ -35,7 +35,7 @@ def repaired(config: ConfigDict) -> ConfigDict:
         if key in flat and holds(flat[key]):
             made.update_from_flattened_dict({key: flat[key]})
     known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
-    with contextlib.suppress(ConfigError):  # which `check_names` tells
+    with contextlib.suppress(TltrainError):  # which `check_names` tells
         known().resolve(made)
     return sources.with_absolute_paths(made)
 
