@@ -5,9 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from tltrain import hub, places
+from tltrain import conflicts, places
 from tltrain.errors import ConfigError
-from tltrain.rules import LARGEST, PHASES, RULES, holds, is_dict, shown, unknown
+from tltrain.rules import LARGEST, RULES, holds, is_dict, shown, unknown
+from tltrain.rules import PHASES as PHASES  # part of what a config is
 
 
 class Keys(ConfigDict):
@@ -30,16 +31,22 @@ def default() -> ConfigDict:
     config.parallel = "jit"  # "jit" | "pmap": how the step is spread over the local devices
 
     config.data = data = Keys()
-    data.source = "tfds:cats_vs_dogs"  # "tfds:NAME" | "folder:PATH" with one sub-folder a class
+    data.source = (
+        "tfds:cats_vs_dogs"  # "tfds:NAME" | "folder:PATH", a sub-folder a class | "table:PATH", .csv and others
+    )
     data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS' own default
     data.splits = ("train[:80%]", "train[80%:]")  # (train, val) or (train, val, test)
+    data.text = ("text",)  # columns of a table, or features of a TFDS set, that are the text: one, or two for pairs
+    data.image = "file"  # column of a table that names the files of images, from its folder
+    data.label = "label"  # column of a table, or feature of a TFDS set of text, that is the label
+    data.split = ""  # column of a table that says to which split a row belongs; "": none
     data.max_tokens = 128  # of a text; what is longer is cut
     data.shots = 0  # training examples of each class, drawn by `seed`; 0: all there are
     data.image_size = config_dict.placeholder(tuple)  # height, width in pixels for the backbone; None: its own
     data.resize = "stretch"  # "stretch": aspect ratio not kept | "crop": keep it, cut the longer side
     data.pixels = "backbone"  # "backbone": as it was trained | "unit": the /255 of many tutorials, wrong for all here
     data.max_corrupt = 0.001  # share of unreadable examples above which the run stops
-    data.max_memory_gib = 8.0  # GiB of encoded examples that a TFDS split may hold in memory
+    data.max_memory_gib = 8.0  # GiB of encoded examples that a TFDS split or a table may hold in memory
     data.augment = augment = Keys()  # strengths; a phase turns them on with its own `augment`
     augment.horizontal_flip = True  # mirror left to right, every other image
     augment.vertical_flip = False  # mirror top to bottom, every other image
@@ -170,60 +177,7 @@ def problems(config: ConfigDict) -> list[str]:
         for key, (_, allowed) in RULES.items()
         if key in flat and not holds(key, flat[key])
     ]
-    return found or _conflicts(config)
-
-
-# keys that say how stages train, each where it does nothing
-_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0}
-
-# what a head in closed form is solved with
-_OF_RIDGE = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
-
-
-def _conflicts(config) -> list[str]:
-    problems = []
-    if not any(config[phase].epochs for phase in PHASES):
-        problems.append("probe.epochs = 0 and finetune.epochs = 0, allowed: at least one of them above 0")
-    for name in PHASES:
-        phase = config[name]
-        if phase.optimizer == "adam" and phase.weight_decay:
-            problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with adam; use adamw for decay")
-        if phase.optimizer == "ridge" and any(phase[key] != value for key, value in _OF_RIDGE.items()):
-            wanted = ", ".join(f"{name}.{key} = {value!r}" for key, value in _OF_RIDGE.items())
-            problems.append(f"{name}.optimizer = 'ridge', allowed: with {wanted}")
-        if phase.optimizer == "ridge" and not phase.weight_decay:
-            problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
-        if phase.optimizer != "ridge" and phase.epochs and not phase.learning_rate:
-            problems.append(f"{name}.learning_rate = {phase.learning_rate}, allowed: above 0; epochs = 0 skips a phase")
-        if phase.warmup_epochs > phase.epochs > 0:
-            problems.append(f"{name}.warmup_epochs = {phase.warmup_epochs}, allowed: at most {name}.epochs")
-        if config.features.enabled == "on" and not config.features.augment_views and phase.augment and phase.epochs:
-            problems.append(
-                f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
-                "or both with features.augment_views > 0"
-            )
-        if mixes(phase) and phase.epochs and (config.features.enabled == "on" or config.features.augment_views):
-            problems.append(
-                f"{name}.mixup = {phase.mixup} and {name}.cutmix = {phase.cutmix}, allowed: 0 with "
-                "features.enabled = 'on' or features.augment_views > 0: images are mixed, not what is stored of them"
-            )
-        problems += [
-            f"{name}.{key} = {phase[key]!r}, allowed: {off!r} with freeze_until = 'all', where no stage trains"
-            for key, off in _OF_STAGES.items()
-            if phase.freeze_until == "all" and phase[key] != off
-        ]
-    if config.model.sha256 and hub.is_random(config.model.weights):
-        problems.append(
-            f"model.sha256 with model.weights = {config.model.weights!r}, allowed: '', since no file is read"
-        )
-    if config.features.enabled == "off" and config.features.augment_views:
-        problems.append(
-            f"features.augment_views = {config.features.augment_views}, allowed: 0 with features.enabled = 'off', "
-            "where nothing is stored"
-        )
-    if config.data.source.startswith("folder:") and config.data.data_dir:
-        problems.append(f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a folder, whose path is in source")
-    return problems
+    return found or conflicts.between_keys(config)
 
 
 def to_json(config: ConfigDict) -> str:

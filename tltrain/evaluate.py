@@ -22,7 +22,9 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     parser = command.of_run("evaluate")
     parser.add_argument("--split", help="split expression, such as 'test' or 'train[80%%:]'; default: the run's last")
-    parser.add_argument("--source", help="tfds:NAME or folder:PATH, with the run's class names; default: the run's own")
+    parser.add_argument(
+        "--source", help="tfds:NAME, folder:PATH or table:PATH, with the run's class names; default: its own"
+    )
     parser.add_argument("--data-dir", help="where TFDS keeps its data sets; default: the run's own")
     parser.add_argument("--output", type=command.path, help="write every prediction to this file of JSON lines")
     return command.run(parser, argv, _run)
@@ -34,6 +36,8 @@ def _run(arguments: argparse.Namespace, process: Process) -> int:
     run.config.data.update({key: value for key, value in given.items() if value is not None})
     if arguments.source and not arguments.source.startswith("tfds:"):
         run.config.data.data_dir = ""
+    if arguments.source and not arguments.source.startswith("table:"):
+        run.config.data.split = ""
     config.validate(run.config)
     run = run._replace(config=sources.with_absolute_paths(run.config))
     expression = arguments.split or _last_split(arguments, run)

@@ -18,7 +18,7 @@ from tltrain.errors import ConfigError, WorkdirError, reason_of
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # the keys of a config that hold a path, each with the form of values that do: what begins them, and the path
 _KEYS = {
-    "data.source": re.compile("(folder:)(.*)", re.DOTALL),
+    "data.source": re.compile("(folder:|table:)(.*)", re.DOTALL),
     "data.data_dir": re.compile("()(.+)", re.DOTALL),
     "model.weights": re.compile("(?!pretrained$|imagenet$|random$)((?:random:)?+)(?!hf:)(.+)", re.DOTALL),
     "features.dir": re.compile("()(.+)", re.DOTALL),

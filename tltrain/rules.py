@@ -53,8 +53,13 @@ _RANDAUGMENT = (
     "(0, 0), or a tuple (operations from 1 on, magnitude from 0 to 10)",
 )
 _SOURCE = (
-    lambda v: isinstance(v, str) and v.split(":", 1)[0] in ("tfds", "folder") and bool(v.partition(":")[2]),
-    "'tfds:NAME' or 'folder:PATH'",
+    lambda v: isinstance(v, str) and v.split(":", 1)[0] in ("tfds", "folder", "table") and bool(v.partition(":")[2]),
+    "'tfds:NAME', 'folder:PATH' or 'table:PATH'",
+)
+_COLUMN = (lambda v: isinstance(v, str) and bool(v), "the name of a column")
+_COLUMNS = (
+    lambda v: isinstance(v, tuple) and len(v) in (1, 2) and all(map(_COLUMN[0], v)) and len(set(v)) == len(v),
+    "a tuple of the names of one or two columns",
 )
 _WEIGHTS = (
     lambda v: isinstance(v, str) and v not in ("", "random:", "hf:", "random:hf:"),
@@ -91,6 +96,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.source": _SOURCE,
     "data.data_dir": _TEXT,
     "data.splits": _SPLITS,
+    "data.text": _COLUMNS,
+    "data.image": _COLUMN,
+    "data.label": _COLUMN,
+    "data.split": _TEXT,
     "data.image_size": _SIZE,
     "data.max_tokens": _number(8, 8192, integer=True),
     "data.shots": _WHOLE,

@@ -116,13 +116,13 @@ def test_augmentation_at_zero_strength_changes_nothing():
 
 
 def config_of(source, splits):
-    config = default().data
-    config.update(source=source, splits=splits)
+    config = default()
+    config.data.update(source=source, splits=splits)
     return config
 
 
 def folder(root, splits=("train[:75%]", "train[75%:]")):
-    return sources.load(config_of(f"folder:{root}", splits), IMAGES, seed=0)
+    return sources.load(config_of(f"folder:{root}", splits), IMAGES)
 
 
 def test_a_folder_gives_classes_labels_and_stratified_splits(images):
@@ -271,8 +271,8 @@ def test_corrupt_images_are_masked_named_once_and_limited(images, tmp_path):
 @pytest.mark.shared_data
 def test_tfds_splits_are_those_of_tfds(shared_data):
     config = config_of("tfds:cats_vs_dogs", ("train[:80%]", "train[80%:90%]", "train[90%:]"))
-    config.data_dir = str(shared_data / "tfds")
-    data = sources.load(config, IMAGES, seed=0)
+    config.data.data_dir = str(shared_data / "tfds")
+    data = sources.load(config, IMAGES)
     assert data.class_names == ("cat", "dog")
     assert [split.num_examples for split in data.splits.values()] == [1600, 200, 200]
     assert len({i for split in data.splits.values() for i in split.ids}) == 2000
@@ -292,9 +292,9 @@ BAD_TFDS = {
 def test_a_bad_tfds_source_is_refused_with_its_reason(case, shared_data):
     source, splits, changes, message = BAD_TFDS[case]
     config = config_of(source, splits)
-    config.update(data_dir=str(shared_data / "tfds"), **changes)
+    config.data.update(data_dir=str(shared_data / "tfds"), **changes)
     with pytest.raises(DataError, match=message):
-        sources.load(config, IMAGES, seed=0)
+        sources.load(config, IMAGES)
 
 
 @pytest.mark.shared_data
@@ -304,14 +304,14 @@ def test_damaged_records_of_tfds_are_one_error_and_not_as_many_unreadable_images
     (records,) = (tmp_path / "tfds").rglob("*.tfrecord-*")
     whole = records.read_bytes()
     config = config_of("tfds:cats_vs_dogs", ("train[:80%]", "train[80%:]"))
-    config.data_dir = str(tmp_path / "tfds")
-    sources.load(config, IMAGES, seed=0)  # keeps the labels, so that records are read with the first image
+    config.data.data_dir = str(tmp_path / "tfds")
+    sources.load(config, IMAGES)  # keeps the labels, so that records are read with the first image
     for damaged in (whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], whole[: len(whole) // 2]):
         records.write_bytes(damaged)
         with pytest.raises(DataError, match=r"cannot read cats_vs_dogs/4.0.1; .*prepare the data set again"):
-            sources.load(config, IMAGES, seed=0)
+            sources.load(config, IMAGES)
     records.write_bytes(whole)
-    data = sources.load(config, IMAGES, seed=0)
+    data = sources.load(config, IMAGES)
     records.write_bytes(damaged)
     with pytest.raises(DataError, match=r"cannot read cats_vs_dogs/4.0.1; .*prepare the data set again"):
         batches(data.splits["train"], pipeline.Corrupt(data.splits["train"], 1.0, print))

@@ -282,9 +282,9 @@ def test_a_file_is_read_through_a_link_and_not_beyond_the_limit(tmp_path, monkey
 
 
 def split_of(images, read):
-    config = default().data
-    config.update(source=f"folder:{images}", splits=("train[:75%]", "train[75%:]"))
-    return dataclasses.replace(sources.load(config, IMAGES, 0).splits["train"], read=read)
+    config = default()
+    config.data.update(source=f"folder:{images}", splits=("train[:75%]", "train[75%:]"))
+    return dataclasses.replace(sources.load(config, IMAGES).splits["train"], read=read)
 
 
 def batches(split, corrupt):

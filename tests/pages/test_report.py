@@ -217,7 +217,7 @@ def test_a_picture_that_is_gone_is_named_with_words(runs, tmp_path, monkeypatch)
 def test_pictures_are_kept_with_those_a_next_run_may_want(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
     images = shutil.copytree(runs / "images", tmp_path / "images")
-    split = sources.load(tiny_config(images, tmp_path).data, IMAGES, 0).splits["val"]
+    split = sources.load(tiny_config(images, tmp_path), IMAGES).splits["val"]
     first, second, third, lost, *_ = split.ids
     (images / lost).unlink()
     found = thumbnails.of(split.fingerprint, [first, lost], [second], lambda: split)

@@ -99,18 +99,19 @@ def read_first(path: Path) -> bytes:
         return b""
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int | None = None) -> bytes:
     """The bytes of the regular file at `path`, or behind a link there.
 
     Raises:
-        OSError: there is none, it is a pipe, a socket, a device or a folder, or larger than `MAX_BYTES`; nothing is
-            read of these, so none can hang the process or fill its memory.
+        OSError: there is none, it is a pipe, a socket, a device or a folder, or larger than `most` bytes, None:
+            `MAX_BYTES`; nothing is read of these, so none can hang the process or fill its memory.
     """
+    most = MAX_BYTES if most is None else most
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"{_NO_FILE.get(stat.S_IFMT(found.st_mode), 'a special file')}, not a file")
-    if found.st_size > MAX_BYTES:
-        raise OSError(f"{found.st_size / 2**20:,.0f} MiB, more than the {MAX_BYTES >> 20} MiB that are read of a file")
+    if found.st_size > most:
+        raise OSError(f"{found.st_size / 2**20:,.0f} MiB, more than the {most >> 20} MiB that are read of a file")
     # without O_NONBLOCK a pipe that took the place of the file since would be waited for
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         return file.read(found.st_size)

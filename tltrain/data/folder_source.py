@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from tltrain.data import content
+from tltrain.data.expressions import ROLES, parse
+from tltrain.data.expressions import resolved as _resolved
 from tltrain.data.files import kind_of, read_file, read_first
 from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Data, Split
 from tltrain.errors import DataError, foreign_errors
-
-_PERCENT = re.compile(r"([^\[\]]+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")
-_ROLES = dict.fromkeys(("train", "training"), "train")
-_ROLES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | dict.fromkeys(("test", "testing"), "test")
-HELD_OUT = ("train[:80%]", "train[80%:]")  # what data.splits is where a config says nothing
 
 LeftOut = dict[str, list[str]]  # names by reason
 
@@ -30,10 +26,7 @@ def resolved(root: Path, expressions: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         DataError: `root` is no folder, or its sub-folders cannot be told from classes.
     """
-    roles = _roles(root)
-    if expressions != HELD_OUT or not {"val", "test"} & roles.keys():
-        return expressions
-    return (("train", "val") if "val" in roles else HELD_OUT) + (("test",) if "test" in roles else ())
+    return _resolved(expressions, _roles(root).keys())
 
 
 def load(root: Path, expressions: tuple[str, ...], kind: Kind) -> Data:
@@ -47,7 +40,7 @@ def load(root: Path, expressions: tuple[str, ...], kind: Kind) -> Data:
         DataError: a folder is not there, an expression cannot be read, or a split has a class that the first has not.
     """
     left_out: LeftOut = collections.defaultdict(list)
-    parsed = [_parse(expression, root) for expression in expressions]
+    parsed = [parse(expression, root) for expression in expressions]
     bases = _bases(root, [name for name, _, _ in parsed], expressions, left_out)
     found = {base: _classes(base, root, left_out) for base in dict.fromkeys(bases)}
     files = list(dict.fromkeys(path for classes in found.values() for paths in classes.values() for path in paths))
@@ -79,16 +72,6 @@ def _name(path, root):
     return path.relative_to(root).as_posix()
 
 
-def _parse(expression, root):
-    match = _PERCENT.fullmatch(re.sub(r"\s*([\[\]:%])\s*", r"\1", expression.strip()))
-    start, stop = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
-    if not match or not 0 <= start < stop <= 100:
-        raise DataError(
-            f"split {expression!r} cannot be read; of {root}; write 'train', 'train[:80%]' or 'train[80%:]'"
-        )
-    return match[1], start, stop
-
-
 def _folders(base):
     try:
         return sorted((path for path in base.iterdir() if path.is_dir()), key=lambda path: path.name)
@@ -108,12 +91,12 @@ def _roles(root):
                 f"no folder at {root}; named by data.source; give the path of a folder with a sub-folder a class"
             )
         named = [folder for folder in _folders(root) if _is_class(folder)]
-    splits = [folder for folder in named if folder.name.lower() in _ROLES]
+    splits = [folder for folder in named if folder.name.lower() in ROLES]
     roles: dict[str, Path] = {}
     for folder in splits:
         if not any(map(_is_class, _folders(folder))):
             continue
-        role = _ROLES[folder.name.lower()]
+        role = ROLES[folder.name.lower()]
         if role in roles:
             raise DataError(f"{roles[role]} and {folder} are both a split {role!r}; rename or move one")
         roles[role] = folder
@@ -129,7 +112,7 @@ def _roles(root):
 def _bases(root, names, expressions, left_out):
     """The folder of class folders for each name of a split."""
     roles = _roles(root)
-    bases = [roles.get(_ROLES.get(name.lower(), name), root / name) for name in names]
+    bases = [roles.get(ROLES.get(name.lower(), name), root / name) for name in names]
     divided = bool(roles) or (set(names) != {"train"} and all(base.is_dir() for base in bases))
     if not divided and set(names) != {"train"}:
         raise DataError(

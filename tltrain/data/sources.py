@@ -8,10 +8,16 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import places
-from tltrain.data import folder_source, tfds_source
+from tltrain.data import folder_source, table_source, tfds_source
 from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
+from tltrain.runtime import console
+
+_NAMED = 5  # classes that a line names
+# what to do where there is one class
+_TO_DIVIDE = {"folder": "put each in a sub-folder", "table": "name another column by data.label"}
+_TO_DIVIDE |= {"tfds": "choose another data.source"}
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
@@ -19,12 +25,14 @@ def resolved(config: ConfigDict) -> ConfigDict:
 
     Raises:
         ConfigError: a path is a remote one.
-        DataError: a folder is not there, or its sub-folders cannot be told from classes.
+        DataError: a folder or a table is not there, or sub-folders cannot be told from classes.
     """
     config = with_absolute_paths(config)
     scheme, _, place = config.data.source.partition(":")
     if scheme == "folder":
         config.data.splits = folder_source.resolved(Path(place), config.data.splits)
+    elif scheme == "table":
+        config.data.splits = table_source.resolved(Path(place), config.data)
     return config
 
 
@@ -35,17 +43,18 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
     return made
 
 
-def load(config: ConfigDict, kind: Kind, seed: int) -> Data:
-    """Reads what `config`, the group `data` of a whole one, names: examples of `kind`.
+def load(config: ConfigDict, kind: Kind) -> Data:
+    """Reads what the group `data` of the whole `config` names: examples of `kind`, labels as its task says.
 
-    `seed` draws the training examples where it asks for a few of each class.
+    Its seed draws the training examples where it asks for a few of each class.
 
     Raises:
         DataError: it is not there, a split is empty, malformed or overlaps another, or labels do not fit the classes.
     """
-    data = _read(config, kind)
-    _check(data, config.source)
-    return _few(data, config.shots, seed) if config.shots else data
+    data, source = _read(config.data, kind, config.task), config.data.source
+    _check(data, source)
+    _warn_of_unmeasured(data, source)
+    return _few(data, config.data.shots, config.seed) if config.data.shots else data
 
 
 def _few(data, shots, seed):
@@ -65,14 +74,14 @@ def _few(data, shots, seed):
 
 
 def load_split(config: ConfigDict, kind: Kind, expression: str, like: Data) -> Split:
-    """The split `expression` of what `config` names, its labels those of `like`: its task and its class names.
+    """The split `expression` of what `config`, the group `data` of a whole one, names; labels as those of `like` are.
 
     Raises:
         DataError: it cannot be read, is empty, or its labels are no such labels.
     """
     config = config.copy_and_resolve_references()
     config.splits = (expression,)
-    data = _read(config, kind)
+    data = _read(config, kind, like.task)
     (split,) = data.splits.values()
     if data.task != like.task:
         raise DataError(
@@ -95,17 +104,20 @@ def load_split(config: ConfigDict, kind: Kind, expression: str, like: Data) -> S
     return dataclasses.replace(split, labels=labels)
 
 
-def _read(config, kind):
+def _read(config, kind, task):
     scheme, _, place = config.source.partition(":")
     if scheme == "folder":
         return folder_source.load(Path(place), config.splits, kind)
+    if scheme == "table":
+        return table_source.load(Path(place), config, kind, task)
     return tfds_source.load(place, config, kind)
 
 
 def _check(data, source):
     num_classes = len(data.class_names)
     if data.task == "classification" and num_classes < 2:
-        raise DataError(f"{source} has {num_classes} class; at least two are needed; put each in a sub-folder")
+        remedy = _TO_DIVIDE[source.partition(":")[0]]
+        raise DataError(f"{source} has {num_classes} class; at least two are needed; {remedy}")
     seen: dict[str, str] = {}
     for split in data.splits.values():
         if not split.num_examples:
@@ -121,6 +133,18 @@ def _check(data, source):
     counts = data.splits["train"].class_counts(num_classes)
     if absent := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
         raise DataError(f"no training example of {', '.join(absent)}; in {source}; add some, or remove the class")
+
+
+def _warn_of_unmeasured(data, source):
+    """A class that train alone has is learnt and never measured: often a folder that is none, as aclImdb's `unsup`."""
+    others = [split for name, split in data.splits.items() if name != "train"]
+    counts = sum(split.class_counts(len(data.class_names)) for split in others)
+    absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if absent:
+        named = ", ".join(absent[:_NAMED]) + (f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else "")
+        console.warn(
+            f"no split but train has examples of {named}; in {source}; remove what is no class, or add examples of it"
+        )
 
 
 def _check_labels(split, data, source):

@@ -35,16 +35,46 @@ def load(name: str, config: ConfigDict, kind: Kind) -> Data:
         if not builder.is_prepared():
             import_tensorflow()
             builder.download_and_prepare()
-    labels = _Labels.of(tfds, builder.info)
-    if labels is None:
-        keys = builder.info.supervised_keys
+    parts = _Parts.of(tfds, builder.info, config, kind)
+    labels = _Labels.of(tfds, builder.info.features[parts.label]) if parts else None
+    if parts is None or labels is None:
+        keys = parts or builder.info.supervised_keys
         raise DataError(
             f"{name} has no labels that are classes or a number; TFDS declares {keys}; choose another data.source"
         )
     with _unreadable(builder):
-        splits = [_tfds_split(tfds, builder, expression, labels, config, kind) for expression in config.splits]
+        splits = [_tfds_split(tfds, builder, expression, parts, labels, config, kind) for expression in config.splits]
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     return Data(roles, labels.class_names, labels.task)
+
+
+class _Parts(NamedTuple):
+    """Which features of a data set are an example, and which is its label; `by_name` where a config says so."""
+
+    examples: tuple[str, ...]
+    label: str
+    by_name: bool
+
+    @classmethod
+    def of(cls, tfds: Any, info: Any, config: ConfigDict, kind: Kind) -> "_Parts | None":
+        """What `config`, the group `data`, names of text, else what TFDS declares; None where that is nothing.
+
+        Raises:
+            DataError: there is no such feature, or it is no text.
+        """
+        named = kind.columns(config)
+        if set(named.values()) != {"data.text"}:
+            return cls((info.supervised_keys[0],), info.supervised_keys[1], False) if info.supervised_keys else None
+        for name, key in (*named.items(), (config.label, "data.label")):
+            if name not in info.features:
+                raise DataError(
+                    f"{info.full_name} has no feature {name!r}; its features are {', '.join(info.features)}; set {key}"
+                )
+            if key == "data.text" and not isinstance(info.features[name], tfds.features.Text):
+                raise DataError(
+                    f"the feature {name!r} of {info.full_name} is no text; it is {info.features[name]!r:.80}; set {key}"
+                )
+        return cls(tuple(named), config.label, True)
 
 
 class _Labels(NamedTuple):
@@ -56,13 +86,10 @@ class _Labels(NamedTuple):
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, tfds: Any, info: Any) -> "_Labels | None":
-        """Those of a data set; None where they are of no task."""
-        feature = info.features[info.supervised_keys[1]] if info.supervised_keys else None
+    def of(cls, tfds: Any, feature: Any) -> "_Labels | None":
+        """Those of a feature; None where they are of no task."""
         if isinstance(feature, tfds.features.ClassLabel):
             return cls("classification", tuple(feature.names), np.dtype(np.int32), ())
-        if feature is None:
-            return None
         inner = getattr(feature, "feature", None)
         if isinstance(inner, tfds.features.ClassLabel) and feature.shape == (None,):  # else places have a meaning
             return cls("multi_label", tuple(inner.names), np.dtype(bool), (len(inner.names),))
@@ -118,7 +145,7 @@ def _tfds_errors(name, config):
         ) from error
 
 
-def _tfds_split(tfds, builder, expression, labels, config, kind):
+def _tfds_split(tfds, builder, expression, parts, labels, config, kind):
     """One split, its encoded examples read into memory when the first is asked for: the files have no random access."""
     full_name = builder.info.full_name
     try:
@@ -136,10 +163,11 @@ def _tfds_split(tfds, builder, expression, labels, config, kind):
     paths = [Path(os.fspath(i.filename)) for i in instructions]
     contents = content.of_files(paths, str(builder.info.data_dir))
     files = {path.name: what.sha256 for path, what in zip(paths, contents, strict=True)}
-    facts = (full_name, ids, sorted(files.items()))
+    facts = (full_name, ids, sorted(files.items()), *([parts.examples] if parts.by_name else []))
     fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-    records = _Records(lambda: _read_records(tfds, builder, expression, len(ids)))
-    found = _stored_labels(fingerprint, len(ids), labels, lambda: [label for _, label in records.all()])
+    records = _Records(lambda: _read_records(tfds, builder, expression, len(ids), parts, kind))
+    name = f"{fingerprint}_{hashlib.sha256(parts.label.encode()).hexdigest()[:16]}" if parts.by_name else fingerprint
+    found = _stored_labels(name, len(ids), labels, lambda: [label for _, label in records.all()])
     return Split(expression, ids, found, lambda i: records.all()[i][0], kind, fingerprint, files)
 
 
@@ -158,19 +186,20 @@ class _Records:
             return self._records
 
 
-def _read_records(tfds, builder, expression, count):
+def _read_records(tfds, builder, expression, count, parts, kind):
     import_tensorflow()
-    example_key, label_key = builder.info.supervised_keys
-    feature = builder.info.features[example_key]
-    encoded = {example_key: tfds.decode.SkipDecoding()} if isinstance(feature, tfds.features.Image) else None
+    key, feature = parts.examples[0], builder.info.features[parts.examples[0]]
+    decoders = {key: tfds.decode.SkipDecoding()} if isinstance(feature, tfds.features.Image) else None
+    if parts.by_name:  # what else is in a record is not read
+        decoders = tfds.decode.PartialDecoding(dict.fromkeys((*parts.examples, parts.label), True))
     dataset = builder.as_dataset(
         split=expression,
-        decoders=encoded,
+        decoders=decoders,
         read_config=tfds.ReadConfig(interleave_cycle_length=1),
         shuffle_files=False,
     )
     with _unreadable(builder):
-        records = [(record[example_key], record[label_key]) for record in dataset.as_numpy_iterator()]
+        records = [(_example(record, parts, kind), record[parts.label]) for record in dataset.as_numpy_iterator()]
     if any(not isinstance(example, bytes) for example, _ in records):
         raise DataError(
             f"{builder.info.full_name} has no encoded examples; {feature} is not read; choose another source"
@@ -183,10 +212,16 @@ def _read_records(tfds, builder, expression, count):
     return records
 
 
-def _stored_labels(fingerprint: str, count: int, labels: _Labels, read: Callable[[], list[Any]]) -> np.ndarray:
+def _example(record, parts, kind):
+    if not parts.by_name:
+        return record[parts.examples[0]]
+    return kind.of_cells([record[name].decode() for name in parts.examples], Path())
+
+
+def _stored_labels(name: str, count: int, labels: _Labels, read: Callable[[], list[Any]]) -> np.ndarray:
     """Labels `[count, ...]`, kept in the cache folder: where features are stored no example need be read for them."""
     others = "" if labels.task == "classification" else f"_{labels.task}"  # of the same files, differently declared
-    path = cache_dir() / "labels" / f"{fingerprint}{others}"
+    path = cache_dir() / "labels" / f"{name}{others}"
     kept = sealed.read(path)
     if kept is not None and len(kept) == count * math.prod(labels.shape) * labels.dtype.itemsize:
         return np.frombuffer(kept, labels.dtype).reshape(count, *labels.shape)

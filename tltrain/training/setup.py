@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 
 def read_data(config: ConfigDict) -> Data:
     """The data of a resolved `config`; raises DataError where they cannot be read."""
-    return sources.load(config.data, zoo.kind(config), config.seed)
+    return sources.load(config, zoo.kind(config))
 
 
 def load(config: ConfigDict, clock: Clock) -> Setup:

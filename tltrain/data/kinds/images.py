@@ -44,7 +44,7 @@ class Images(Kind):
     name = "images"
     rate = "img/s"
     keys = (
-        *("data.image_size", "data.resize", "data.pixels", "data.augment."),
+        *("data.image", "data.image_size", "data.resize", "data.pixels", "data.augment."),
         *("probe.augment", "probe.mixup", "probe.cutmix", "finetune.mixup", "finetune.cutmix"),
         *("features.augment_views", "model.batch_norm_momentum"),
     )
@@ -73,6 +73,17 @@ class Images(Kind):
     def is_example(self, path: Path, what: str) -> bool:
         """A file that has the name of an image and is none counts among the unreadable."""
         return what in FORMATS or path.suffix.lower() in SUFFIXES
+
+    def columns(self, data: ConfigDict) -> dict[str, str]:
+        """That of the names of files."""
+        return {data.image: "data.image"}
+
+    def of_cells(self, cells: Sequence[str], folder: Path) -> Path:
+        """A path, from `folder` where it is relative."""
+        (name,) = cells
+        if not name or "\0" in name:
+            raise ValueError("it names no file")
+        return folder / name
 
     def look(self, encoded: bytes) -> Looked:
         """Reads it as a run does, so what fails here fails there."""

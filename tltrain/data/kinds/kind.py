@@ -1,6 +1,7 @@
 """What every kind of examples is: all that batches, stores, pages, checks and exports know of an example."""
 
 import abc
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -75,6 +76,23 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def is_example(self, path: Path, what: str) -> bool:
         """Whether a file is one, by its name and by `what` its first bytes say, see `files.kind_of`."""
+
+    def columns(self, data: ConfigDict) -> dict[str, str]:
+        """The columns of a table that an example is made of, each with the key of the group `data` that names it.
+
+        Those of `data.text` are features of a TFDS set too; other kinds take there what TFDS declares.
+        """
+        return dict.fromkeys(data.text, "data.text")
+
+    def of_cells(self, cells: Sequence[str], folder: Path) -> bytes | Path:
+        """The example that cells of a row are, or the path of its file, where they name one from `folder`.
+
+        Here one text is itself in UTF-8, several are a JSON list.
+
+        Raises:
+            ValueError: they are none, with the reason.
+        """
+        return (cells[0] if len(cells) == 1 else json.dumps(list(cells), ensure_ascii=False)).encode()
 
     @abc.abstractmethod
     def look(self, encoded: bytes) -> Any:

@@ -1,0 +1,68 @@
+"""Which values of keys, each allowed by itself, contradict each other."""
+
+from ml_collections import ConfigDict
+
+from tltrain import hub
+from tltrain.rules import PHASES
+
+# keys that say how stages train, each where it does nothing
+_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0}
+
+# what a head in closed form is solved with
+_OF_RIDGE = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
+
+
+def between_keys(config: ConfigDict) -> list[str]:
+    """What of a config, whose keys have values that each may have, cannot be together, a line each."""
+    problems = []
+    if not any(config[phase].epochs for phase in PHASES):
+        problems.append("probe.epochs = 0 and finetune.epochs = 0, allowed: at least one of them above 0")
+    for name in PHASES:
+        phase = config[name]
+        if phase.optimizer == "adam" and phase.weight_decay:
+            problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with adam; use adamw for decay")
+        if phase.optimizer == "ridge" and any(phase[key] != value for key, value in _OF_RIDGE.items()):
+            wanted = ", ".join(f"{name}.{key} = {value!r}" for key, value in _OF_RIDGE.items())
+            problems.append(f"{name}.optimizer = 'ridge', allowed: with {wanted}")
+        if phase.optimizer == "ridge" and not phase.weight_decay:
+            problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
+        if phase.optimizer != "ridge" and phase.epochs and not phase.learning_rate:
+            problems.append(f"{name}.learning_rate = {phase.learning_rate}, allowed: above 0; epochs = 0 skips a phase")
+        if phase.warmup_epochs > phase.epochs > 0:
+            problems.append(f"{name}.warmup_epochs = {phase.warmup_epochs}, allowed: at most {name}.epochs")
+        if config.features.enabled == "on" and not config.features.augment_views and phase.augment and phase.epochs:
+            problems.append(
+                f"features.enabled = 'on' and {name}.augment = True, allowed: one of them, "
+                "or both with features.augment_views > 0"
+            )
+        if (
+            (phase.mixup or phase.cutmix)
+            and phase.epochs
+            and (config.features.enabled == "on" or config.features.augment_views)
+        ):
+            problems.append(
+                f"{name}.mixup = {phase.mixup} and {name}.cutmix = {phase.cutmix}, allowed: 0 with "
+                "features.enabled = 'on' or features.augment_views > 0: images are mixed, not what is stored of them"
+            )
+        problems += [
+            f"{name}.{key} = {phase[key]!r}, allowed: {off!r} with freeze_until = 'all', where no stage trains"
+            for key, off in _OF_STAGES.items()
+            if phase.freeze_until == "all" and phase[key] != off
+        ]
+    if config.model.sha256 and hub.is_random(config.model.weights):
+        problems.append(
+            f"model.sha256 with model.weights = {config.model.weights!r}, allowed: '', since no file is read"
+        )
+    if config.features.enabled == "off" and config.features.augment_views:
+        problems.append(
+            f"features.augment_views = {config.features.augment_views}, allowed: 0 with features.enabled = 'off', "
+            "where nothing is stored"
+        )
+    scheme = config.data.source.partition(":")[0]
+    if scheme != "tfds" and config.data.data_dir:
+        problems.append(
+            f"data.data_dir = {config.data.data_dir!r}, allowed: '' with a {scheme}, whose path is in source"
+        )
+    if scheme != "table" and config.data.split:
+        problems.append(f"data.split = {config.data.split!r}, allowed: '' without a table, of which it is a column")
+    return problems

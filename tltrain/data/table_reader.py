@@ -1,0 +1,178 @@
+"""The wanted columns of a table: a file `.csv`, `.tsv`, `.jsonl` or `.parquet`."""
+
+import codecs
+import csv
+import difflib
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tltrain.data.files import read_file
+from tltrain.errors import DataError, foreign_errors
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_NAMED = 20  # columns that a line names
+_UTF8 = "save it as UTF-8"
+
+Columns = dict[str, list[Any]]  # cells by column
+
+
+class Table(NamedTuple):
+    """Some rows of the table in the file `name`, whose bytes have the `sha256`.
+
+    `rows` are the numbers of the records as a spreadsheet shows them: the header of a .csv or .tsv is 1, other formats
+    count from 1. The cells of `columns` are strings, or what JSON and Parquet have: numbers, booleans, lists, None.
+    """
+
+    name: str
+    sha256: bytes
+    rows: list[int]
+    columns: Columns
+
+    def where(self, i: int) -> str:
+        """The row at the position `i`: "reviews.csv:17"."""
+        return f"{self.name}:{self.rows[i]}"
+
+    def take(self, positions: Sequence[int]) -> "Table":
+        """The rows at `positions` alone."""
+        columns = {name: [cells[i] for i in positions] for name, cells in self.columns.items()}
+        return self._replace(rows=[self.rows[i] for i in positions], columns=columns)
+
+
+def read(path: Path, wanted: Mapping[str, str], gib: float) -> Table:
+    """The columns `wanted` of the file at `path`, each with the key of a config that names it.
+
+    Raises:
+        DataError: it is not there, larger than `gib` GiB, in another format, damaged or not in UTF-8, it has no rows,
+            or it lacks a column.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path.name} is no table; at {path}; write it as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    with foreign_errors(DataError, f"cannot read the table {path}", "give another data.source"):
+        if not path.exists():
+            raise DataError(f"no table at {path}; named by data.source; give the path of a file or of a folder of them")
+        if path.is_file() and path.stat().st_size > gib * 2**30:
+            raise _too_large(path, path.stat().st_size, gib)
+        content = read_file(path, sys.maxsize)
+    if path.suffix.lower() == ".parquet":
+        rows, columns = _parquet(content, path, wanted, gib)
+    elif path.suffix.lower() == ".jsonl":
+        rows, columns = _jsonl(_text(content, path), path, wanted)
+    else:
+        rows, columns = _csv(_text(content, path), path, wanted, "\t" if path.suffix.lower() == ".tsv" else ",")
+    if not rows:
+        raise DataError(f"{path.name} has no rows; at {path}; give a table with a row an example")
+    return Table(path.name, hashlib.sha256(content).digest(), rows, columns)
+
+
+def _too_large(path, num_bytes, gib):
+    return DataError(
+        f"{path.name} holds {num_bytes / 2**30:.1f} GiB, more than data.max_memory_gib = {gib}; at {path}; raise it, "
+        "or take a smaller table"
+    )
+
+
+def _text(content, path):
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path.name} is not UTF-8: byte 0x{content[error.start]:02x} in line {line}, {error.start} bytes from the "
+            f"start; at {path}; {_UTF8}"
+        ) from error
+
+
+def _check_columns(wanted, there, where, path):
+    """Raises where a column is not there, or more than once."""
+    for name, key in wanted.items():
+        if not there.count(name):
+            near = difflib.get_close_matches(name, [column for column in there if column], n=1, cutoff=0.6)
+            named = ", ".join(map(str, there[:_NAMED])) + (", ..." if len(there) > _NAMED else "")
+            raise DataError(
+                f"{where} has no column {name!r}, which {key} names; at {path}, where its columns are "
+                f"{named or 'none'}; " + (f"did you mean {near[0]!r}? " if near else "") + f"set {key}"
+            )
+        if there.count(name) > 1:
+            raise DataError(f"{where} has {there.count(name)} columns {name!r}; at {path}; rename or remove one")
+
+
+def _csv(text, path, wanted, delimiter):
+    csv.field_size_limit(sys.maxsize)  # a cell of more than 128 KiB is a long text, no mistake
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    rows: list[int] = []
+    columns: Columns = {name: [] for name in wanted}
+    number = 0
+    while True:
+        number += 1
+        with foreign_errors(
+            DataError, f"{path.name}:{number} is no record", f"at {path}; write its quotes as CSV does"
+        ):
+            cells = next(records, None)
+        if cells is None:
+            break
+        if not cells:  # an empty line, which a spreadsheet counts
+            continue
+        if header is None:
+            _check_columns(wanted, cells, path.name, path)
+            header, at = cells, [(columns[name], cells.index(name)) for name in wanted]
+            continue
+        if len(cells) != len(header):
+            raise DataError(
+                f"{path.name}:{number} has {len(cells)} cells, its header {len(header)}; at {path}; put cells that "
+                "hold a delimiter, a quote or a line end in quotes"
+            )
+        rows.append(number)
+        for column, i in at:
+            column.append(cells[i])
+    return rows, columns
+
+
+def _jsonl(text, path, wanted):
+    rows: list[int] = []
+    columns: Columns = {name: [] for name in wanted}
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand in a string
+        if not line.strip():
+            continue
+        where = f"{path.name}:{number}"
+        with foreign_errors(DataError, f"{where} is no JSON", f"at {path}; write one object a line"):
+            record = json.loads(line)
+        if not isinstance(record, dict):
+            raise DataError(f"{where} is no JSON object; at {path}; write one object a line, columns as its keys")
+        if not wanted.keys() <= record.keys():
+            _check_columns(wanted, list(record), where, path)
+        rows.append(number)
+        for name, column in columns.items():
+            column.append(record[name])
+    return rows, columns
+
+
+def _parquet(content, path, wanted, gib):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with foreign_errors(DataError, f"cannot read the table {path}", "it is no sound Parquet file; write it again"):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        _check_columns(wanted, file.schema_arrow.names, path.name, path)
+        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+        if sum(groups) > gib * 2**30:
+            raise _too_large(path, sum(groups), gib)
+        table = file.read(columns=list(wanted))
+        columns = {name: _cells(table.column(name), path) for name in wanted}
+    return list(range(1, table.num_rows + 1)), columns
+
+
+def _cells(column, path):
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # which says in which cell's bytes, not in which cell
+        for number, cell in enumerate(column, 1):
+            with foreign_errors(DataError, f"{path.name}:{number} is not UTF-8", f"at {path}; {_UTF8}"):
+                cell.as_py()
+        raise
