@@ -8,7 +8,7 @@ import jax
 import keras
 import numpy as np
 
-from tltrain.weights import keras_layout, keras_weights
+from tltrain.weights import keras_layout, keras_weights, variables
 
 APPS = keras.applications
 FAMILIES = {
@@ -105,7 +105,7 @@ def variables_of(backbone):
         kind, number = leaf.layer.class_name, numbers[leaf.layer.path]
         value = draw(kind, number, int(leaf.keys[-1]), leaf.keys[0], leaf.keras_shape, gain_of(backbone))
         arrays[leaf.path] = value.transpose(leaf.transpose) if leaf.transpose else value
-    return keras_weights.nest(arrays)
+    return variables.nest(arrays)
 
 
 def load(path, backbone, sha256=""):

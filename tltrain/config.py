@@ -32,7 +32,7 @@ def default() -> ConfigDict:
 
     config.data = data = Keys()
     data.source = (
-        "tfds:cats_vs_dogs"  # "tfds:NAME" | "folder:PATH" with one sub-folder a class | "table:PATH"; see docs/train.md
+        "tfds:cats_vs_dogs"  # "tfds:NAME" | "folder:PATH", a sub-folder a class | "table:PATH", .csv and others
     )
     data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS' own default
     data.splits = ("train[:80%]", "train[80%:]")  # (train, val) or (train, val, test)
@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     data.image = "file"  # column of a table that names the files of images, from its folder
     data.label = "label"  # column of a table, or feature of a TFDS set of text, that is the label
     data.split = ""  # column of a table that says to which split a row belongs; "": none
+    data.max_tokens = 128  # of a text; what is longer is cut
     data.shots = 0  # training examples of each class, drawn by `seed`; 0: all there are
     data.image_size = config_dict.placeholder(tuple)  # height, width in pixels for the backbone; None: its own
     data.resize = "stretch"  # "stretch": aspect ratio not kept | "crop": keep it, cut the longer side
@@ -56,9 +57,12 @@ def default() -> ConfigDict:
 
     config.model = model = Keys()
     model.backbone = "mobilenet_v2"  # a name in tltrain.models.zoo
-    model.weights = "imagenet"  # "imagenet" | path of a Keras .h5 or .keras | "random"
+    model.weights = (
+        "pretrained"  # the published ones | path of a file or folder | "hf:OWNER/NAME[@REVISION]" | "random"
+    )
     model.sha256 = ""  # of the weight file, 64 hex digits: another file is refused; "": any file
     model.head = "auto"  # "sigmoid": one unit, two classes | "softmax" | "auto": sigmoid where there are two
+    model.pool = "auto"  # of texts, "cls": the first token, by the pooler where there is one | "mean" | as was trained
     model.dropout = 0.0  # share of pooled features zeroed in training
     model.batch_norm_momentum = config_dict.placeholder(float)  # share of the old statistics; None: the backbone's own
     model.dtype = "float32"  # "float32" | "bfloat16": of activations; parameters are float32

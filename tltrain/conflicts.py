@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from tltrain import hub
 from tltrain.rules import PHASES
 
 # keys that say how stages train, each where it does nothing
@@ -48,8 +49,10 @@ def between_keys(config: ConfigDict) -> list[str]:
             for key, off in _OF_STAGES.items()
             if phase.freeze_until == "all" and phase[key] != off
         ]
-    if config.model.sha256 and config.model.weights == "random":
-        problems.append("model.sha256 with model.weights = 'random', allowed: '', since no file is read")
+    if config.model.sha256 and hub.is_random(config.model.weights):
+        problems.append(
+            f"model.sha256 with model.weights = {config.model.weights!r}, allowed: '', since no file is read"
+        )
     if config.features.enabled == "off" and config.features.augment_views:
         problems.append(
             f"features.augment_views = {config.features.augment_views}, allowed: 0 with features.enabled = 'off', "

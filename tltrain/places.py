@@ -16,12 +16,12 @@ from typing import IO, Any
 from tltrain.errors import ConfigError, WorkdirError, reason_of
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# the keys of a config that hold a path, each with what may begin it and what of its values is none
-_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "data.source": (("folder:", "table:"), ()),
-    "data.data_dir": (("",), ("",)),
-    "model.weights": (("",), ("imagenet", "random")),
-    "features.dir": (("",), ("",)),
+# the keys of a config that hold a path, each with the form of values that do: what begins them, and the path
+_KEYS = {
+    "data.source": re.compile("(folder:|table:)(.*)", re.DOTALL),
+    "data.data_dir": re.compile("()(.+)", re.DOTALL),
+    "model.weights": re.compile("(?!pretrained$|imagenet$|random$)((?:random:)?+)(?!hf:)(.+)", re.DOTALL),
+    "features.dir": re.compile("()(.+)", re.DOTALL),
 }
 
 
@@ -59,11 +59,10 @@ def _expanded(place):
 def absolute(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The paths of `flat`, a flat config, by key, as they mean the same from every folder; links stay as named."""
     made = {}
-    for key, (begins, others) in _KEYS.items():
+    for key, form in _KEYS.items():
         value = flat.get(key)
-        if isinstance(value, str) and value.startswith(begins) and value not in others:
-            begin = next(begin for begin in begins if value.startswith(begin))
-            made[key] = f"{begin}{local(value.removeprefix(begin), f'{key} of the config').absolute()}"
+        if isinstance(value, str) and (found := form.fullmatch(value)):
+            made[key] = f"{found[1]}{local(found[2], f'{key} of the config').absolute()}"
     return made
 
 

@@ -61,6 +61,11 @@ _COLUMNS = (
     lambda v: isinstance(v, tuple) and len(v) in (1, 2) and all(map(_COLUMN[0], v)) and len(set(v)) == len(v),
     "a tuple of the names of one or two columns",
 )
+_WEIGHTS = (
+    lambda v: isinstance(v, str) and v not in ("", "random:", "hf:", "random:hf:"),
+    "'pretrained', 'imagenet', 'random', the path of a Keras .h5 or .keras, of a model.safetensors or its folder, "
+    "'hf:OWNER/NAME[@REVISION]', or 'random:' and one of the last two, whose sizes and tokens alone are taken",
+)
 _WEIGHT_OF_CLASS = (
     lambda v: v is None or v == "auto" or (is_dict(v) and all(_number(0, LARGEST)[0](w) for w in v.values())),
     "None, 'auto' or a dict of class name to weight",
@@ -96,6 +101,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.label": _COLUMN,
     "data.split": _TEXT,
     "data.image_size": _SIZE,
+    "data.max_tokens": _number(8, 8192, integer=True),
     "data.shots": _WHOLE,
     "data.resize": _one_of("stretch", "crop"),
     "data.pixels": _one_of("backbone", "unit"),
@@ -108,12 +114,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.augment.color": _number(0, 1),
     "data.augment.randaugment": _RANDAUGMENT,
     "model.backbone": _TEXT,
-    "model.weights": (
-        lambda v: isinstance(v, str) and bool(v),
-        "'imagenet', 'random' or the path of a Keras .h5 or .keras",
-    ),
+    "model.weights": _WEIGHTS,
     "model.sha256": _SHA256,
     "model.head": _one_of("auto", "sigmoid", "softmax"),
+    "model.pool": _one_of("auto", "cls", "pooler", "mean"),
     "model.dropout": _number(0, 0.99),
     "model.batch_norm_momentum": (lambda v: v is None or _number(0, 1)[0](v), "None or a number from 0 to 1"),
     "model.dtype": _one_of("float32", "bfloat16"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_images
+from huggingface_hub import constants
 from PIL import Image
 from test_main import run as run_verb
 from test_main import write_config
@@ -187,6 +188,10 @@ def test_weights_that_are_not_there_yet_are_announced_and_not_fetched(tiny, root
     monkeypatch.setattr(download, "_fetch", lambda *_: pytest.fail("fetched"))
     tiny.model.update(backbone="mobilenet_v2", weights="imagenet")
     with pytest.raises(NotThereYetError, match=r"would download 9.0 MiB from https://.*no_top.h5 to .*cache"):
+        list(weights.check_weights(case_of(tiny, tmp_path)))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    tiny.model.weights = "hf:owner/name"
+    with pytest.raises(NotThereYetError, match="a run would first fetch them from hf:owner/name"):
         list(weights.check_weights(case_of(tiny, tmp_path)))
 
 

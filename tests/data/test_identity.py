@@ -12,7 +12,7 @@ from test_train import run, without_times
 from test_weights import save_backbone
 
 from tltrain import evaluate, predict, report
-from tltrain.cache import features
+from tltrain.cache import extraction
 from tltrain.data import content
 from tltrain.errors import DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import range_test, train
@@ -85,7 +85,7 @@ def test_files_changed_in_place_are_not_taken_for_those_of_stored_features(copie
 def test_a_data_set_that_is_moved_or_copied_finds_its_stored_features(copied, tmp_path, monkeypatch):
     config, root = copied
     history = run(config, tmp_path / "first")["phases"]["probe"]["history"]
-    monkeypatch.setattr(features, "_extract", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(extraction, "write", lambda *_: pytest.fail("computed again"))
     for place, move in (("copy", shutil.copytree), ("moved", shutil.move)):
         move(root, tmp_path / place)
         config.data.source = f"folder:{tmp_path / place}"

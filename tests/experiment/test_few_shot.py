@@ -7,7 +7,7 @@ import pytest
 from test_train import run
 
 from tltrain import config as config_lib
-from tltrain.cache import features
+from tltrain.cache import extraction
 from tltrain.errors import ConfigError, DataError
 from tltrain.experiment import finished, ridge
 from tltrain.runtime.process import Process
@@ -52,7 +52,7 @@ def test_a_run_sees_its_shots_alone(tiny, tmp_path, enabled):
 def test_other_shots_find_the_features_of_all_examples(tiny, tmp_path, monkeypatch):
     tiny.data.shots = 2
     run(tiny, tmp_path / "a")
-    monkeypatch.setattr(features, "_extract", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(extraction, "write", lambda *_: pytest.fail("computed again"))
     tiny.data.shots = 4
     run(tiny, tmp_path / "b")
 

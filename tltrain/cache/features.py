@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import formats, places
-from tltrain.cache import forward, space, store
+from tltrain.cache import extraction, store
 from tltrain.data import pipeline
 from tltrain.data.split import Split
-from tltrain.data.tensorflow import begin_import, import_tensorflow
 from tltrain.errors import WorkdirError
 from tltrain.models.classifier import Classifier
 from tltrain.places import cache_dir
@@ -50,7 +49,7 @@ def ensure(
     wanted: Wanted,
     base: tuple[int, store.Store] | None,
     corrupt: pipeline.Corrupt,
-    progress: Callable[[str, int, int], contextlib.AbstractContextManager[Callable[[int], None]]],
+    progress: extraction.Progress,
 ) -> store.Store:
     """The store that is wanted, computed as far as it is not there yet.
 
@@ -75,7 +74,9 @@ def ensure(
         with _locked(folder.with_suffix(".lock")):
             stored = _stored(folder, len(wanted.split.ids))
             if stored is None:
-                _extract(folder, facts, setup, variables, wanted, base, corrupt, progress)
+                origin = extraction.Origin(wanted.split, wanted.view, *(base or (0, None)), corrupt)
+                title = f"Computing the {place(setup.model, wanted.cut)}, {wanted.split.expression}"
+                extraction.write(setup, variables, origin, wanted.cut, folder, title, progress).finish(facts)
                 stored = _stored(folder, len(wanted.split.ids))
                 assert stored is not None, "it was written just now"
     except (OSError, ValueError) as error:
@@ -118,7 +119,7 @@ def _facts(setup, variables, wanted) -> dict[str, Any]:
 
 
 def _name(facts: dict[str, Any]) -> str:
-    others = ("source", "split", "array")  # which `examples` and the files say
+    others = ("source", "split", "array", "ragged")  # which `examples` and the files say
     decisive = {key: value for key, value in facts.items() if key not in others}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -154,34 +155,3 @@ def _locked(path: Path) -> Iterator[None]:
             with signals.abandonable("waiting"):
                 places.lock(file, wait=True)
         yield
-
-
-def _extract(folder, facts, setup, variables, wanted, base, corrupt, progress):
-    split, num_examples = wanted.split, len(wanted.split.ids)
-    start, stored = base or (0, None)
-    row = jax.tree.map(lambda array: array[0], stored.inputs) if stored else split.kind.shapes()
-    program = forward.program(setup, start, wanted.cut, row)
-    result = space.as_stored(setup.config, forward.result(program))
-    if not folder.with_suffix(".part").exists():
-        space.check(setup, folder.parent, num_examples, result)
-    writer = store.Writer(folder, forward.batch_of(result, num_examples))
-    index, mask = pipeline.rows(num_examples, setup.config.batch_size)
-    due = (writer.missing[index] & mask).any(1)
-    index, mask = index[due], mask[due]
-    if stored:
-        batches = pipeline.from_arrays(stored.take, stored.readable, split.labels, index, mask)
-    else:
-        batches = pipeline.from_examples(split, index, mask, corrupt, wanted.view)
-        begin_import()  # TensorFlow comes in while XLA compiles
-    computed = forward.activations(program, variables, batches)
-    if not stored:
-        import_tensorflow()
-    title = f"Computing the {place(setup.model, wanted.cut)}, {split.expression}"
-    done = num_examples - int(writer.missing.sum())
-    with progress(title, num_examples, done) as update:
-        for batch, keep in zip(computed, mask, strict=True):
-            rows = jax.tree.map(lambda a, like, k=keep: np.asarray(a)[k].astype(like.dtype), batch["inputs"], result)
-            writer.write(batch["index"][keep], rows, batch["mask"][keep])
-            done += int(keep.sum())
-            update(done)
-    writer.finish(facts)

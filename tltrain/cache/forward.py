@@ -30,9 +30,9 @@ class Program(NamedTuple):
     mesh: Mesh
 
 
-def program(setup: Setup, start: int, stop: int, row: Any) -> Program:
-    """Stages `[start, stop)` for batches of rows like `row`, arrays or shapes."""
-    return Program(setup.model, start, stop, Shapes.of(batch_of(row, setup.config.batch_size)), setup.mesh)
+def program(setup: Setup, start: int, stop: int, inputs: Any) -> Program:
+    """Stages `[start, stop)` for batches of inputs like `inputs`, arrays or shapes."""
+    return Program(setup.model, start, stop, Shapes.of(inputs), setup.mesh)
 
 
 def batch_of(row: Any, size: int) -> Any:
@@ -59,8 +59,8 @@ def _constants(program: Program) -> Callable[[dict], dict]:
 
 
 def result(program: Program) -> Any:
-    """A row of what `program` makes of a batch, as shapes, without compiling it."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _lowered(program).out_info)
+    """What `program` makes of a batch, as shapes, without compiling it."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _lowered(program).out_info)
 
 
 @functools.cache
@@ -76,18 +76,27 @@ def constants(program: Program, variables: dict) -> dict:
     return replicated | _constants(program)(replicated)
 
 
-def activations(program: Program, variables: dict, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """`batches` of what `program` starts from, their inputs replaced by what it makes of them, on the devices.
+def activations(setup: Setup, start: int, stop: int, variables: dict, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """`batches` that begin before stage `start`, their inputs replaced by what stages up to `stop` make of them.
 
     However stages are divided into programs, and whatever stands in the other rows of a batch, a row is bitwise the
     same (on CPU).
     """
-    run, mesh, frozen = compiled(program), program.mesh, constants(program, variables)
+    mesh = setup.mesh
+    frozen: dict[Program, dict] = {}
 
-    def compute(batch):
-        return batch | {"inputs": jax.block_until_ready(run(frozen, parallel.put(batch["inputs"], mesh)))}
+    def of_batches():
+        for batch in batches:
+            needed = program(setup, start, stop, batch["inputs"])
+            if needed not in frozen:
+                frozen[needed] = constants(needed, variables)
+            yield needed, batch
 
-    return in_order(compute, ((batch,) for batch in batches), mesh)
+    def compute(needed, batch):
+        inputs = compiled(needed)(frozen[needed], parallel.put(batch["inputs"], mesh))
+        return batch | {"inputs": jax.block_until_ready(inputs)}
+
+    return in_order(compute, of_batches(), mesh)
 
 
 def in_order(function: Callable[..., Result], arguments: Iterable[tuple], mesh: Mesh) -> Iterator[Result]:

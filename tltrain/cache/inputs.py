@@ -11,7 +11,7 @@ import numpy as np
 
 from tltrain import config as config_lib
 from tltrain.cache import features, forward, space
-from tltrain.data import pipeline
+from tltrain.data import packing, pipeline
 from tltrain.errors import TerminatedError
 from tltrain.runtime import console
 from tltrain.runtime.process import Process
@@ -21,17 +21,24 @@ Batches = Iterator[pipeline.Batch]
 
 
 class SplitInputs(NamedTuple):
-    """One split as a phase sees it: `batches(epoch, first)`, the stage these start at, and the shapes of a row."""
+    """One split as a phase sees it.
+
+    `batches(epoch, first)` are those of an epoch, or in an order of evaluation where it is None; they begin before
+    stage `start`. `shapes(epoch)` are those of their inputs, where rows are tokens several. `row` is the shape of one
+    example, of mean length where it is tokens.
+    """
 
     batches: Callable[[int | None, int], Batches]
     start: int
+    shapes: Callable[[int | None], tuple[Any, ...]]
     row: Any
 
 
-def batch_shapes(setup: Setup, row: Any) -> dict[str, Any]:
-    """Shapes and dtypes of a batch whose inputs have rows like `row`."""
+def batch_shapes(setup: Setup, inputs: Any) -> dict[str, Any]:
+    """Shapes and dtypes of a batch of inputs like `inputs`, arrays or shapes."""
     one = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in (("mask", np.bool_), ("index", np.int32))}
-    return forward.batch_of({"inputs": row, "label": setup.task.label, **one}, setup.config.batch_size)
+    count = packing.num_rows(inputs)
+    return forward.batch_of({"label": setup.task.label, **one}, count) | {"inputs": inputs}
 
 
 class Inputs:
@@ -99,15 +106,43 @@ class Inputs:
                 stores = [self._ensure(split, view, variables, None) for view in wanted]
             else:
                 stores = [self._from_earlier_cuts(split, cut, variables)]
-        labels = examples.labels
+        row, first = stores[0].row, stores[0]
+        if first.offsets is not None:
+            rows = pipeline.TokenRows(first.take, first.readable, np.diff(first.offsets))
+            return self._of_tokens(split, cut, row, rows)
 
         def batches(epoch, first):
             view = stores[(epoch or 0) % len(stores)]
             index, mask = self._rows(split, epoch, first)
-            return pipeline.from_arrays(view.take, view.readable, labels, index, mask)
+            return pipeline.from_arrays(view.take, view.readable, examples.labels, index, mask)
 
-        row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stores[0].inputs)
-        return SplitInputs(batches, cut, row)
+        return self._of_rows(batches, cut, row)
+
+    def _of_rows(self, batches, start, row):
+        shapes = (forward.batch_of(row, self._config.batch_size),)
+        return SplitInputs(batches, start, lambda epoch: shapes, row)
+
+    def _of_tokens(self, split, start, row, rows):
+        """From rows of tokens, shaped like `row`."""
+        examples, num_groups = self._setup.data.splits[split], self._setup.mesh.size
+
+        def planned(epoch, first):
+            if epoch is None:
+                chosen = examples.rows
+                return ((chosen[i], mask, shape) for i, mask, shape in packing.passes(rows.lengths[chosen], num_groups))
+            return pipeline.packed_rows(rows.lengths, *self._rows(split, epoch, first), num_groups)
+
+        def batches(epoch, first):
+            return pipeline.from_tokens(rows, examples.labels, planned(epoch, first), num_groups)
+
+        def shapes(epoch):
+            found = sorted({shape for _, _, shape in planned(epoch, 0)})
+            return tuple(packing.shapes_of(row, shape, num_groups) for shape in found)
+
+        mean = round(float(rows.lengths.mean()))
+        return SplitInputs(
+            batches, start, shapes, jax.tree.map(lambda leaf: leaf.update(shape=(mean, *leaf.shape[1:])), row)
+        )
 
     def _from_earlier_cuts(self, split, cut, variables):
         """The store at `cut`, each cut at which phases need `split` starting where the one before ends."""
@@ -150,13 +185,17 @@ class Inputs:
 
     def examples(self, split: str, augment: bool = False) -> SplitInputs:
         """`split` from its examples."""
+        kind = self._setup.data.kind
+        if kind.ragged:
+            rows = pipeline.tokens(self._setup.data.splits[split], self._corrupt[split])
+            return self._of_tokens(split, 0, kind.shapes(), rows)
 
         def batches(epoch, first):
             index, mask = self._rows(split, epoch, first)
             examples, corrupt = self._setup.data.splits[split], self._corrupt[split]
             return pipeline.from_examples(examples, index, mask, corrupt, (epoch or 0) if augment else None)
 
-        return SplitInputs(batches, 0, self._setup.data.kind.shapes())
+        return self._of_rows(batches, 0, kind.shapes())
 
     def _rows(self, split, epoch, first):
         """Training order where there is an epoch, else the order of the split."""

@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import places
+from tltrain.data import packing
+from tltrain.data.kinds.kind import Kind
 from tltrain.errors import WorkdirError
 from tltrain.models import freeze, zoo
 from tltrain.models.classifier import run_frozen
@@ -65,10 +68,9 @@ def _size(count):
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def check(setup: Setup, directory: Path, num_examples: int, row: Any) -> None:
-    """Raises NoSpaceError where `num_examples` rows of the shapes `row` do not fit the disk of `directory`."""
+def check(setup: Setup, directory: Path, num_examples: int, needed: int) -> None:
+    """Raises NoSpaceError where a store of `num_examples` that takes `needed` bytes does not fit `directory`."""
     free = shutil.disk_usage(directory).free
-    needed = num_examples * num_bytes(row)
     if needed <= _USABLE * free:
         return
     names = [*setup.model.backbone.stages[:-1], "all"]
@@ -82,10 +84,33 @@ def check(setup: Setup, directory: Path, num_examples: int, row: Any) -> None:
 
 
 def row_bytes(setup: Setup, cut: int) -> int:
-    """Bytes that a store at `cut` takes for an example."""
-    example = jax.tree.map(lambda leaf: leaf.update(shape=(1, *leaf.shape)), setup.data.kind.shapes())
-    run = functools.partial(run_frozen, setup.model, start=0, stop=cut)
-    return num_bytes(as_stored(setup.config, jax.eval_shape(run, zoo.shapes(setup.model), x=example)))
+    """Bytes that a store at `cut` takes for an example, of mean length where these differ."""
+    kind, run = setup.data.kind, functools.partial(run_frozen, setup.model, start=0, stop=cut)
+    lengths = setup.data.splits["train"].tokens.rows.lengths if kind.ragged else np.ones(1)
+    example: Any = forward_shapes(kind)
+    result = as_stored(setup.config, jax.eval_shape(run, zoo.shapes(setup.model), x=example))
+    return num_bytes(of_store(result, len(lengths), np.concatenate([[0], np.cumsum(lengths)]))[0]) // len(lengths)
+
+
+def forward_shapes(kind: Kind) -> Any:
+    """Shapes of a batch of one example of `kind`, the longest."""
+    row = kind.shapes()
+    if kind.ragged:
+        longest = len(jax.tree.leaves(row)[0])
+        return packing.shapes_of(row, packing.Shape(longest, 1, longest), 1)
+    return jax.tree.map(lambda leaf: leaf.update(shape=(1, *leaf.shape)), row)
+
+
+def of_store(result: Any, num_examples: int, offsets: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
+    """The shapes of the arrays in which `result`, what a program makes of a batch, is stored of all examples.
+
+    With the `offsets` of their tokens where it is of these, None where not.
+    """
+    if packing.is_packed(result):
+        assert offsets is not None, "packed batches are of tokens"
+        leaves = {name: leaf for name, leaf in result.items() if name not in packing.LAYOUT}
+        return {name: leaf.update(shape=(int(offsets[-1]), *leaf.shape[2:])) for name, leaf in leaves.items()}, offsets
+    return jax.tree.map(lambda leaf: leaf.update(shape=(num_examples, *leaf.shape[1:])), result), None
 
 
 def as_stored(config: ConfigDict, row: Any) -> Any:

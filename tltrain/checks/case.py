@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from tltrain import hub
 from tltrain.checks.finding import NotThereYetError
 from tltrain.data import inspect, sources, tfds_source
 from tltrain.data.split import Data
@@ -24,7 +25,8 @@ from tltrain.training import setup
 from tltrain.training.setup import Setup
 from tltrain.training.tasks import choose
 from tltrain.training.tasks.task import Task
-from tltrain.weights import download, keras_weights
+from tltrain.weights import download, reader
+from tltrain.weights.variables import Loaded
 
 _SAMPLE, _MIN_SAMPLE = 128, 32  # images whose pixels are looked at, of 224 x 224, and how few of large ones
 
@@ -135,26 +137,24 @@ class Case:
     def weight_path(self) -> Path | None:
         """The pretrained weights, None where the config asks for random ones."""
         source = self.config.model.weights
-        if source == "random":
-            return None
-        if source != "imagenet":
-            return Path(source)
-        file = self.backbone.weight_file
+        if not (hub.is_random(source) or source == "imagenet" or hub.is_here(source)):
+            raise NotThereYetError(f"the weights are not there yet; a run would first fetch them from {source}")
+        file = self.backbone.weight_file if source == "imagenet" else None
         if file and not (path := download.local(file)).exists():
             size = "a file" if file.num_bytes is None else f"{file.num_bytes / 2**20:.1f} MiB"
             raise NotThereYetError(
                 f"the weights are not there yet; a run would download {size} from {file.url} "
                 f"to {path}; without a network put the file there by hand"
             )
-        return download.imagenet(self.backbone)
+        return reader.path_of(source, self.backbone)
 
     @functools.cached_property
-    def loaded(self) -> keras_weights.Loaded | None:
+    def loaded(self) -> Loaded | None:
         """What is in the weight file, None for random weights."""
         if self.weight_path is None:
             return None
         shapes = {name: tree["backbone"] for name, tree in zoo.shapes(zoo.create(self.config, 1)).items()}
-        return keras_weights.load(self.weight_path, self.backbone.keras_layers(), shapes, self.config.model.sha256)
+        return reader.load(self.weight_path, self.backbone, shapes, self.config.model.sha256)
 
     @functools.cached_property
     def variables(self) -> dict:

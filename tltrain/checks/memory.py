@@ -32,7 +32,10 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
 
 def _peak(phase):
-    planned = phase.train_step.memory_analysis()
+    return max(_of_program(program.memory_analysis()) for program in phase.train_step.programs.values())
+
+
+def _of_program(planned):
     arguments = planned.argument_size_in_bytes - planned.alias_size_in_bytes  # what is donated holds results
     return arguments + planned.output_size_in_bytes + planned.temp_size_in_bytes
 

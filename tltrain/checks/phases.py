@@ -76,14 +76,20 @@ def _seen(case, name, split, cut) -> SplitInputs:
     train, inputs = split == "train", inputs_of(case)
     if inputs.why_examples(name, train):
         return inputs.examples(split, train and case.config[name].augment)
-    row = space.as_stored(case.config, forward.result(program(case, 0, cut)))
-    return SplitInputs(lambda epoch, first: iter(()), cut, row)
+    examples = inputs.examples(split)
+
+    def shapes(epoch):
+        return tuple(space.as_stored(case.config, result(case, 0, cut, given)) for given in examples.shapes(epoch))
+
+    def stored(shapes_of_batch):
+        return jax.tree.map(lambda leaf: leaf.update(shape=leaf.shape[1:]), shapes_of_batch)
+
+    return SplitInputs(lambda epoch, first: iter(()), cut, shapes, stored(shapes(None)[0]))
 
 
-def program(case: Case, start: int, stop: int) -> forward.Program:
-    """The frozen stages `[start, stop)` for a batch."""
-    row = forward.result(program(case, 0, start)) if start else case.data.kind.shapes()
-    return forward.program(case.setup, start, stop, row)
+def result(case: Case, start: int, stop: int, inputs: Any) -> Any:
+    """The shapes of what the frozen stages `[start, stop)` make of `inputs`."""
+    return forward.result(forward.program(case.setup, start, stop, inputs)) if stop > start else inputs
 
 
 def due_stores(case: Case) -> list[Due]:

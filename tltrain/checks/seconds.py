@@ -20,9 +20,9 @@ from tltrain.cache.inputs import SplitInputs
 from tltrain.checks import memory, phases
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, NotThereYetError, advice, fine
-from tltrain.data import pipeline
+from tltrain.data import packing, pipeline
 from tltrain.errors import WeightsError
-from tltrain.experiment import evaluation, report
+from tltrain.experiment import report
 from tltrain.models import freeze, zoo
 from tltrain.runtime import console, parallel
 from tltrain.runtime.checkpoint import Checkpoints
@@ -32,7 +32,7 @@ _FORWARD_BATCHES = 12  # that the frozen forward pass is timed on
 _KEPT_BATCHES = 4  # of their results, to time the steps that start from them
 _STEP_SECONDS, _MAX_STEPS = 4.0, 40  # at most, that a step is timed for
 
-Kept = dict[int, Any]  # activations by cut
+Kept = dict[int, Any]  # activations by cut: arrays `[N, ...]`, or a `TokenRows`
 
 
 def check_seconds(case: Case) -> Iterator[Finding]:
@@ -79,28 +79,35 @@ def _forward(case, cuts) -> tuple[dict[tuple[int, int], float], Kept, float]:
     compiling = 0.0
     variables = _variables(case)
     for start, stop in itertools.pairwise([0, *cuts]):
+        given = _examples(case, False, None) if start == 0 else _stored(case, kept[start], None)
+        batches = [*itertools.islice(given, _FORWARD_BATCHES)]
         started = time.perf_counter()
-        program = phases.program(case, start, stop)
-        run, frozen = forward.compiled(program), forward.constants(program, variables)
+        for batch in batches:
+            forward.compiled(forward.program(case.setup, start, stop, batch["inputs"]))
         compiling += time.perf_counter() - started
-        batches = _examples(case, False) if start == 0 else _stored(case, kept[start])
-        inputs = (batch["inputs"] for batch in itertools.islice(batches, _FORWARD_BATCHES))
-        per_example[start, stop], kept[stop] = _time_forward(case, run, frozen, inputs)
+        per_example[start, stop], kept[stop] = _time_forward(case, start, stop, variables, batches)
     return per_example, kept, compiling
 
 
-def _time_forward(case, run, frozen, inputs: Iterator[Any]) -> tuple[float, Any]:
-    def compute(x):
-        return jax.device_get(run(frozen, parallel.put(x, case.mesh)))
-
-    kept = [compute(next(inputs))]
-    started, num_batches = time.perf_counter(), 0
-    for result in forward.in_order(compute, ((x,) for x in inputs), case.mesh):
-        num_batches += 1
-        if len(kept) < _KEPT_BATCHES:
+def _time_forward(case, start, stop, variables, batches: list[pipeline.Batch]) -> tuple[float, Any]:
+    """Seconds an example of stages `[start, stop)`, and some of what they make."""
+    kept = [*forward.activations(case.setup, start, stop, variables, batches[:1])]
+    timed = batches[1:] or batches
+    started = time.perf_counter()
+    for result in forward.activations(case.setup, start, stop, variables, timed):
+        if len(kept) < _KEPT_BATCHES or packing.is_packed(result["inputs"]):
             kept.append(result)
-    seconds = (time.perf_counter() - started) / (num_batches * case.config.batch_size)
-    return seconds, jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+    seconds = (time.perf_counter() - started) / sum(int(batch["mask"].sum()) for batch in timed)
+    return seconds, _joined([jax.device_get(batch["inputs"]) for batch in kept])
+
+
+def _joined(inputs: list[Any]) -> Any:
+    if not packing.is_packed(inputs[0]):
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *inputs)
+    rows = [row for packed in inputs for row in packing.unpack(packed)]
+    rows = [row for row in rows if len(next(iter(row.values())))]
+    lengths = np.asarray([len(next(iter(row.values()))) for row in rows])
+    return pipeline.TokenRows(lambda index: [rows[i] for i in index], np.ones(len(rows), bool), lengths)
 
 
 def _extraction(case, store: phases.Due, per_example) -> float:
@@ -118,7 +125,7 @@ def _phase(case, phase: phases.Prepared, kept: Kept) -> float:
         variables["params"], variables["batch_stats"], phase.tx, phase.plan, config[phase.name].ema
     )
     state = jax.tree.map(np.asarray, start)
-    step = _time_step(case, phase.train_step, state, _batches(case, phase.train, kept, config[phase.name].augment))
+    step = _time_step(case, phase.train_step, state, _batches(case, phase.train, kept, config[phase.name].augment, 0))
     train = step * case.setup.steps_per_epoch
     val = len(case.data.splits["val"].ids) * _evaluation(case, phase, kept)
     save, again = _time_checkpoints(case, phase, state)
@@ -127,10 +134,10 @@ def _phase(case, phase: phases.Prepared, kept: Kept) -> float:
 
 def _evaluation(case, phase: phases.Prepared, kept: Kept) -> float:
     """Seconds to evaluate an example from what the phase sees of val; the head alone is left out."""
-    program = evaluation.program(case.setup, phase.val)
-    run, frozen = forward.compiled(program), forward.constants(program, _variables(case))
-    batches = itertools.islice(_batches(case, phase.val, kept, False), _FORWARD_BATCHES)
-    return _time_forward(case, run, frozen, (batch["inputs"] for batch in batches))[0]
+    batches = [*itertools.islice(_batches(case, phase.val, kept, False, None), _FORWARD_BATCHES)]
+    for batch in batches:
+        forward.compiled(forward.program(case.setup, phase.val.start, case.setup.num_stages, batch["inputs"]))
+    return _time_forward(case, phase.val.start, case.setup.num_stages, _variables(case), batches)[0]
 
 
 def _time_checkpoints(case, phase: phases.Prepared, state) -> tuple[float, float]:
@@ -160,27 +167,47 @@ def _time_step(case, step: Callable[..., Any], state: Any, batches: Iterator[pip
     return (time.perf_counter() - started) / count
 
 
-def _batches(case, inputs: SplitInputs, kept: Kept, augment) -> Iterator[pipeline.Batch]:
+def _batches(case, inputs: SplitInputs, kept: Kept, augment, epoch) -> Iterator[pipeline.Batch]:
+    """Batches of `inputs` in the order of an epoch, or of evaluation where `epoch` is None."""
     if inputs.start == 0:
-        return _examples(case, augment)
-    return _stored(case, jax.tree.map(lambda a, like: a.astype(like.dtype), kept[inputs.start], inputs.row))
+        return _examples(case, augment, epoch)
+    found = kept[inputs.start]
+    if isinstance(found, pipeline.TokenRows):
+        return _stored(case, found, epoch)
+    return _stored(case, jax.tree.map(lambda a, like: a.astype(like.dtype), found, inputs.row), epoch)
 
 
-def _examples(case, augment: bool) -> Iterator[pipeline.Batch]:
+def _examples(case, augment: bool, epoch) -> Iterator[pipeline.Batch]:
     """Training examples as a run reads them, as many batches as may be timed."""
     split = case.data.splits["train"]
+    if split.kind.ragged:
+        return _stored(case, pipeline.tokens(split, pipeline.Corrupt(split, 1.0, lambda message: None)), epoch)
     index, mask = _rows(split.num_examples, case.config.batch_size)
     corrupt = pipeline.Corrupt(split, 1.0, lambda message: None)  # they were all reported already
     return pipeline.from_examples(split, index, mask, corrupt, 0 if augment else None)
 
 
-def _stored(case, activations: Any) -> Iterator[pipeline.Batch]:
+def _stored(case, activations: Any, epoch) -> Iterator[pipeline.Batch]:
     """Batches of `activations`, over and over."""
+    if isinstance(activations, pipeline.TokenRows):
+        return _packed(case, activations, epoch)
     count = len(jax.tree.leaves(activations)[0])
     index, mask = _rows(count, case.config.batch_size)
     given, readable = case.data.splits["train"].labels, np.ones(count, bool)
     labels = given[np.resize(np.arange(len(given)), count)]
     return pipeline.from_arrays(lambda i: jax.tree.map(lambda a: a[i], activations), readable, labels, index, mask)
+
+
+def _packed(case, rows: pipeline.TokenRows, epoch) -> Iterator[pipeline.Batch]:
+    """Packed batches of `rows`: in the order of evaluation a few of all lengths, else of rows drawn at random."""
+    num_groups = case.mesh.size
+    if epoch is None:
+        plan = [*packing.passes(rows.lengths, num_groups)]
+        batches = [plan[i] for i in np.unique(np.linspace(0, len(plan) - 1, _FORWARD_BATCHES).round().astype(int))]
+    else:
+        batches = [*pipeline.packed_rows(rows.lengths, *_rows(len(rows.lengths), case.config.batch_size), num_groups)]
+    labels = np.resize(case.data.splits["train"].labels, (len(rows.lengths), *case.setup.task.label.shape))
+    return pipeline.from_tokens(rows, labels, batches, num_groups)
 
 
 def _rows(count, batch_size):

@@ -8,10 +8,11 @@ import jax
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
+from tltrain import hub
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import pipeline, sources
-from tltrain.errors import ConfigError
+from tltrain.errors import ConfigError, TltrainError
 from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.image_backbone import ImageBackbone
@@ -34,7 +35,7 @@ def repaired(config: ConfigDict) -> ConfigDict:
         if key in flat and holds(flat[key]):
             made.update_from_flattened_dict({key: flat[key]})
     known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
-    with contextlib.suppress(ConfigError):  # which `check_names` tells
+    with contextlib.suppress(TltrainError):  # which `check_names` tells
         known().resolve(made)
     return sources.with_absolute_paths(made)
 
@@ -65,7 +66,7 @@ def check_recipe(case: Case) -> Iterator[Finding]:
             f"data.image_size = {config.data.image_size} is less than half of the {backbone.input_size} that "
             f"{config.model.backbone} was trained on: what it knows of shapes fits larger images"
         )
-    if phases == ["finetune"] and config.model.weights != "random" and config.finetune.freeze_until != "all":
+    if phases == ["finetune"] and not hub.is_random(config.model.weights) and config.finetune.freeze_until != "all":
         yield advice(
             "probe.epochs = 0: the gradients of a random head distort pretrained stages; probe first, then fine-tune "
             "(Kumar et al. 2022, arXiv 2202.10054)"

@@ -1,17 +1,19 @@
 """Splits -> batches. The batch at (epoch, i) is a pure function of (seed, epoch, i), never of history.
 
 A batch is `{"inputs": [B, ...], "label": [B, ...], "mask": bool [B], "index": int32 [B]}`; `inputs` are rows of
-examples as their kind makes them, or stored activations: an array, or a dict of arrays. `mask` is False where a row
-repeats an example to fill the last batch, or its example cannot be read.
+examples as their kind makes them, or stored activations: an array, a dict of arrays, or a packed batch where rows are
+of different lengths, see `packing`. `mask` is False where a row repeats an example to fill the last batch, or its
+example cannot be read.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from tltrain.data import packing
 from tltrain.data.split import Split
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, reason_of
@@ -128,3 +130,50 @@ def from_arrays(
     """Batches of stored activations for the rows `index`, `mask` `[num_batches, B]`; `take(i)` gives rows `i` `[B]`."""
     for i, keep in zip(index, mask, strict=True):
         yield {"inputs": take(i), "label": labels[i], "mask": keep & readable[i], "index": i}
+
+
+class TokenRows(NamedTuple):
+    """Rows of tokens of the examples of a split: `take(i)` gives those of examples `i` `[B]`, unpacked.
+
+    `lengths` int64 `[N]` are their tokens, `readable` bool `[N]` is False where there is no example.
+    """
+
+    take: Callable[[np.ndarray], Sequence[packing.Row]]
+    readable: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where the tokens of each begin, and where all end, int64 `[N + 1]`."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+
+def tokens(split: Split, corrupt: Corrupt) -> TokenRows:
+    """Those of the examples of `split`; raises DataError where more of them are unreadable than `corrupt` allows."""
+    found = split.tokens
+    for i, reason in found.errors.items():
+        corrupt.add(i, reason)
+    corrupt.check()
+    readable = np.ones(len(split.ids), bool)
+    readable[list(found.errors)] = False
+    return TokenRows(found.rows.take, readable, found.rows.lengths)
+
+
+def packed_rows(
+    lengths: np.ndarray, index: np.ndarray, mask: np.ndarray, num_groups: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, packing.Shape]]:
+    """Batches of the rows `index`, `mask` `[num_batches, B]` of examples of `lengths` `[N]`, each with its shape."""
+    for i, keep in zip(index, mask, strict=True):
+        yield i, keep, packing.shape_of((lengths[i] * keep).reshape(num_groups, -1))
+
+
+def from_tokens(
+    rows: TokenRows,
+    labels: np.ndarray,
+    batches: Iterable[tuple[np.ndarray, np.ndarray, packing.Shape]],
+    num_groups: int,
+) -> Iterator[Batch]:
+    """Packed batches in `num_groups` of what `batches` say: `index` and `mask` `[B]` of examples, and a shape."""
+    for i, keep, shape in batches:
+        inputs = packing.pack(rows.take(i), keep, shape, num_groups)
+        yield {"inputs": inputs, "label": labels[i], "mask": keep & rows.readable[i], "index": i}

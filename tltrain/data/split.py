@@ -1,11 +1,12 @@
 """What a data set is to the rest of tltrain: splits with random access to encoded examples, and the class names."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tltrain.data.kinds.kind import Kind
+from tltrain.data.kinds.kind import Kind, Tokens
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Split:
     def num_examples(self) -> int:
         """Number of examples that count."""
         return len(self.rows)
+
+    @functools.cached_property
+    def tokens(self) -> Tokens:
+        """Its examples as rows of tokens, where its kind makes such of them; all of them, read once."""
+        return self.kind.tokens(self.read, len(self.ids))
 
     def class_counts(self, num_classes: int) -> np.ndarray:
         """Examples that count of each class, int `[num_classes]`; of several labels each counts for all its classes."""

@@ -191,7 +191,7 @@ def _named(name: str, there: Iterable[str], root: Path) -> str:
 
 
 def _ranked(keys: Sequence[bytes], strata: Sequence[int]) -> list[list[list[int]]]:
-    """Of each stratum the rows in the order of their `keys`, those of one key together, in the lowest of their strata."""
+    """Of each stratum its rows in the order of their `keys`, those of one key together, in the lowest of theirs."""
     equal: dict[bytes, list[int]] = collections.defaultdict(list)
     for row, key in enumerate(keys):
         equal[key].append(row)
@@ -204,7 +204,7 @@ def _ranked(keys: Sequence[bytes], strata: Sequence[int]) -> list[list[list[int]
 
 def _slice(ranked: Sequence[Sequence[Sequence[int]]], start: int, stop: int) -> list[int]:
     """Rows whose rank lies in `[start, stop)` percent, in their order; equal ones go by the first of their ranks."""
-    chosen = []
+    chosen: list[int] = []
     for groups in ranked:
         total, rank = sum(map(len, groups)), 0
         first, last = round(total * start / 100), round(total * stop / 100)

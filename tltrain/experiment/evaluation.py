@@ -10,7 +10,7 @@ import numpy as np
 
 from tltrain.cache import forward
 from tltrain.cache.inputs import SplitInputs, batch_shapes
-from tltrain.data import pipeline
+from tltrain.data import packing, pipeline
 from tltrain.data.split import Split
 from tltrain.models import zoo
 from tltrain.models.classifier import Shapes
@@ -34,18 +34,20 @@ class Evaluation(NamedTuple):
 
 def prepare(setup: Setup, inputs: SplitInputs) -> None:
     """Compiles what `over` is going to run for `inputs`, if this process has not done so."""
-    forward.compiled(program(setup, inputs))
-    _head_step_of(setup)
+    for shapes in inputs.shapes(None):
+        forward.compiled(forward.program(setup, inputs.start, setup.num_stages, shapes))
+        _head_step_of(setup, packing.num_rows(shapes))
 
 
-def program(setup: Setup, inputs: SplitInputs) -> forward.Program:
-    """The stages from the start of `inputs` to pooled features."""
-    return forward.program(setup, inputs.start, len(setup.model.backbone.stages), inputs.row)
+def evaluated(setup: Setup, variables: dict, inputs: SplitInputs) -> Iterator[pipeline.Batch]:
+    """Batches that hold every example of `inputs` once, with pooled features in place of theirs, on the devices."""
+    batches = inputs.batches(None, 0)
+    return forward.activations(setup, inputs.start, setup.num_stages, variables, batches)
 
 
-def _head_step_of(setup):
-    features = jax.ShapeDtypeStruct(_head_shapes(setup.model)["kernel"].shape[:1], jnp.float32)
-    batch = Shapes.of(batch_shapes(setup, features))
+def _head_step_of(setup, num_rows):
+    width = _head_shapes(setup.model)["kernel"].shape[0]
+    batch = Shapes.of(batch_shapes(setup, jax.ShapeDtypeStruct((num_rows, width), jnp.float32)))
     return _head_step(setup.model, setup.task, batch, setup.mesh, setup.config.parallel)
 
 
@@ -74,13 +76,14 @@ def over(
     The logits of an example are the same from its bytes as from stored activations. Where `features` is given, float32
     `[N, C]`, pooled features are written to it. None where `stop()` became true.
     """
-    head_step, mesh, batch_size = _head_step_of(setup), setup.mesh, setup.config.batch_size
+    mesh = setup.mesh
     head = parallel.replicate({"params": {"head": variables["params"]["head"]}}, mesh)
     logits = np.zeros((len(examples.ids), setup.model.num_outputs), np.float32)
     counted, total = np.zeros(len(logits), bool), metrics.Total()
-    batches = forward.activations(program(setup, inputs), variables, inputs.batches(None, 0))
-    with console.progress(title, pipeline.num_batches(examples.num_examples, batch_size)) as update:
-        for done, batch in enumerate(parallel.prefetch(batches, mesh, setup.config.parallel), 1):
+    batches, done = evaluated(setup, variables, inputs), 0
+    with console.progress(title, examples.num_examples) as update:
+        for batch in parallel.prefetch(batches, mesh, setup.config.parallel):
+            head_step = _head_step_of(setup, len(batch["index"]))
             sums, of_rows = jax.device_get(head_step(head, batch))
             total.add(sums)
             mask = np.asarray(batch["mask"])
@@ -88,6 +91,7 @@ def over(
             logits[index], counted[index] = of_rows[mask], True
             if features is not None:
                 features[index] = np.asarray(batch["inputs"])[mask]
+            done += len(index)
             update(done)
             if stop():
                 return None

@@ -115,7 +115,7 @@ def compile_eval(group: Group, heads: Heads, inputs: Sequence[SplitInputs]) -> C
 def _compile(group, step, heads, inputs, **options):
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], len(inputs), *leaf.shape[1:]), leaf.dtype),
-        batch_shapes(group.setup, inputs[0].row),
+        batch_shapes(group.setup, inputs[0].shapes(None)[0]),
     )
     step = functools.partial(step, group=group)
     with group.process.clock("compile"):

@@ -1,18 +1,35 @@
 """The compiled training step of a phase, for the shapes of what it sees."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import optax
 
 from tltrain.cache.inputs import SplitInputs, batch_shapes
 from tltrain.models import freeze
+from tltrain.models.classifier import Shapes
 from tltrain.runtime import parallel
 from tltrain.training import steps
 from tltrain.training.setup import Setup
 
 Program = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Steps:
+    """The training step of a phase: compiled for the shapes of batches that are foreseen, and others when they come."""
+
+    def __init__(self, compiled: Callable[[Shapes], Program], foreseen: Sequence[Shapes]) -> None:
+        self._compile = compiled
+        self.programs = {shapes: compiled(shapes) for shapes in foreseen}
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """As `steps.train_step`; consumes `state`."""
+        shapes = Shapes.of(batch)
+        if shapes not in self.programs:
+            self.programs[shapes] = self._compile(shapes)
+        return self.programs[shapes](state, batch)
 
 
 def train(
@@ -22,9 +39,13 @@ def train(
     now: freeze.Plan,
     inputs: SplitInputs,
     state: steps.TrainState,
-) -> Program:
+) -> Steps:
     """`steps.train_step` of `phase` while `now` trains, for states like `state`, which it consumes, and `inputs`."""
     recipe = steps.recipe(setup.config, phase, setup.task, now, inputs.start)
     step = functools.partial(steps.train_step, model=setup.model, tx=tx, recipe=recipe)
-    shapes = batch_shapes(setup, inputs.row)
-    return parallel.compile_step(step, state, shapes, setup.mesh, setup.config.parallel, donate=True)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+    def compiled(shapes: Shapes) -> Program:
+        return parallel.compile_step(step, like, shapes.tree, setup.mesh, setup.config.parallel, donate=True)
+
+    return Steps(compiled, [Shapes.of(batch_shapes(setup, one)) for one in inputs.shapes(0)])

@@ -6,7 +6,6 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from tltrain.cache import forward
 from tltrain.errors import TerminatedError
 from tltrain.experiment import evaluation, loop
 from tltrain.experiment.phase import Phase, Run
@@ -41,9 +40,8 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
 
 def _sums(run, variables, train):
     """`X^T W X` and `X^T W Y` over all examples, of features with a last column of ones and the targets of the task."""
-    program = evaluation.program(run.setup, train)
     gram = cross = np.float64(0)
-    for batch in forward.activations(program, variables, train.batches(None, 0)):
+    for batch in evaluation.evaluated(run.setup, variables, train):
         label, features = np.asarray(batch["label"]), np.asarray(batch["inputs"], np.float64)
         rows = np.concatenate([features, np.ones((len(features), 1))], 1)
         targets, weights = run.setup.task.ridge(label)

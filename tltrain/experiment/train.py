@@ -27,7 +27,7 @@ from tltrain.runtime.record import LOG, has_digest, is_changed, read_report
 from tltrain.runtime.scalars import Scalars
 from tltrain.runtime.workdir import Workdir
 from tltrain.training import optim, setup, steps
-from tltrain.weights import download, keras_weights
+from tltrain.weights import reader
 
 
 def run(config: ConfigDict, path: Path, process: Process | None = None) -> dict[str, Any]:
@@ -114,15 +114,14 @@ def _finished(path: Path) -> dict[str, Any] | None:
 
 def initial_variables(config: ConfigDict, model: Classifier) -> tuple[dict, dict[str, Any]]:
     """The variables a run of `config` starts from, and where they came from for the report."""
-    source = config.model.weights
-    if source == "random":
+    source, sha256 = config.model.weights, config.model.sha256
+    path = reader.path_of(source, model.backbone)
+    if path is None:
         console.say("Weights: random; nothing is pretrained")
         return zoo.init(model, config.seed, None), {"source": source}
-    path = download.imagenet(model.backbone) if source == "imagenet" else Path(source)
     shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
-    loaded = keras_weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256)
-    published = model.backbone.weight_file if source == "imagenet" else None
-    algorithm = "sha256" if config.model.sha256 else published and published.checksum[0]
+    loaded = reader.load(path, model.backbone, shapes, sha256)
+    algorithm = reader.verified_by(source, model.backbone, path, sha256)
     verified = f"{algorithm} verified" if algorithm else f"not verified: sha256 {loaded.sha256[:12]}..."
     unused = f"; not used: {', '.join(loaded.ignored)}" if loaded.ignored else ""
     console.say(

@@ -59,6 +59,8 @@ class Backbone(nn.Module):
     weight_file: WeightFile | None = None  # of this variant, without top; None: not published
 
     kind: ClassVar[type[Kind]]
+    hub_prefixes: ClassVar[tuple[str, ...]] = ()  # that may stand before all names of a file of the Hub: "bert."
+    hub_unused: ClassVar[tuple[str, ...]] = ()  # patterns of what files of the Hub may hold and no stage uses
 
     def resolve(self, config: ConfigDict) -> None:
         """Gives keys of the whole `config` that leave something to the backbone its own values.
@@ -95,6 +97,13 @@ class Backbone(nn.Module):
     def keras_name(self, stage: str, layer: str) -> str | None:
         """What Keras calls `layer` of `stage`; None where it only numbers it."""
         return f"{stage}_{layer}"
+
+    def hub_name(self, stage: str, layer: str) -> str | None:
+        """What files of the Hugging Face Hub call `layer` of `stage`; None where its weights are Keras'.
+
+        Its arrays are called `weight` and `bias` there, and kernels are transposed.
+        """
+        return None
 
     def keras_layers(self) -> list[KerasLayer]:
         """The layers with weights, in the order in which they are called."""

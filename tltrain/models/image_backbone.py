@@ -57,7 +57,9 @@ class ImageBackbone(Backbone):
     min_size: ClassVar[int] = 32
 
     def resolve(self, config: ConfigDict) -> None:
-        """A `data.image_size` of None becomes that of the backbone."""
+        """A `data.image_size` of None becomes that of the backbone, and published weights are those of ImageNet."""
+        if config.model.weights == "pretrained":
+            config.model.weights = "imagenet"
         if config.data.image_size is None:
             config.data.image_size = self.input_size
         if min(config.data.image_size) < self.min_size:

@@ -14,6 +14,7 @@ from tltrain.config import PHASES
 from tltrain.data.kinds.kind import Kind
 from tltrain.errors import ConfigError
 from tltrain.models import (
+    bert,
     densenet,
     efficientnet,
     freeze,
@@ -38,6 +39,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **mobilenet_v2.VARIANTS,
     **densenet.VARIANTS,
     **efficientnet.VARIANTS,
+    **bert.VARIANTS,
 }
 
 
@@ -51,7 +53,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     config = config_lib.copied(config)
     _check_kind(config, backbone.kind)
     backbone.resolve(config)
-    _check_stages(config, backbone.stages)
+    _check_stages(config, backbone.configured(config).stages)
     return config
 
 
@@ -134,7 +136,12 @@ def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
 
 
 def _random(name, shape, rng):
-    """An initial array by the name of its leaf: kernels by He et al. 2015, norms that change nothing."""
+    """An initial array by the name of its leaf: kernels by He et al. 2015, norms that change nothing.
+
+    Embeddings are small, as in `modeling_bert.py`, for what follows normalises their sum.
+    """
+    if name == "embedding":
+        return rng.normal(0, 0.02, shape).astype(np.float32)
     if name.endswith("kernel"):
         return rng.normal(0, np.sqrt(2 / math.prod(shape[:-1])), shape).astype(np.float32)
     return np.full(shape, 1.0 if name in ("scale", "var") else 0.0, np.float32)

@@ -32,6 +32,11 @@ class Setup(NamedTuple):
         """Steps that see every training example once."""
         return pipeline.num_batches(self.data.splits["train"].num_examples, self.config.batch_size)
 
+    @property
+    def num_stages(self) -> int:
+        """Those of the backbone: after the last come pooled features."""
+        return len(self.model.backbone.stages)
+
     def plan(self, phase: str) -> freeze.Plan:
         """What trains in a phase, at its end where stages are unfrozen one by one."""
         options = self.config[phase]

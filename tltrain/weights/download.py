@@ -22,7 +22,7 @@ def num_bytes(path: Path) -> int:
     with foreign_errors(WeightsError, f"cannot read {path}", "set model.weights to a file that can be read"):
         if path.is_file():
             return path.stat().st_size
-    raise WeightsError(f"no weight file at {path}; set model.weights to a Keras .h5 or .keras, or to 'imagenet'")
+    raise WeightsError(f"no weight file at {path}; set model.weights to one that is there, or to 'imagenet'")
 
 
 def digest(path: Path, algorithm: str) -> str:

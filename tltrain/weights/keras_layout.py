@@ -40,7 +40,7 @@ _CLASSES: dict[str, tuple[str, tuple[tuple, ...]]] = {
     ),
 }
 # what NumPy calls the dtype of a dataset, and Keras that of a variable
-_DTYPES = {"float32": "float32", "float16": "float16", "float64": "float64", "void16": "bfloat16"}
+DTYPES = {"float32": "float32", "float16": "float16", "float64": "float64", "void16": "bfloat16"}
 _UNUSED = {"Normalization": ("count", "2")}  # arrays of a layer that no leaf needs
 
 
@@ -216,6 +216,6 @@ def misfits(dataset: Any, leaf: Leaf) -> list[str]:
     """In what the shape or the dtype of a dataset is not one that `leaf` can be read from."""
     if dataset.shape != leaf.keras_shape:
         return [f"misshapen {leaf.label}: {dataset.shape}, expected {leaf.keras_shape}"]
-    if dataset.dtype.name not in _DTYPES:
-        return [f"misshapen {leaf.label}: dtype {dataset.dtype}, expected {' or '.join(_DTYPES.values())}"]
+    if dataset.dtype.name not in DTYPES:
+        return [f"misshapen {leaf.label}: dtype {dataset.dtype}, expected {' or '.join(DTYPES.values())}"]
     return []

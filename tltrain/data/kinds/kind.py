@@ -2,12 +2,14 @@
 
 import abc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from ml_collections import ConfigDict
+
+from tltrain.data import packing
 
 
 class Signature(NamedTuple):
@@ -18,16 +20,29 @@ class Signature(NamedTuple):
     axes: tuple[str | int, ...]
 
 
+class Tokens(NamedTuple):
+    """Examples as rows of tokens: `rows`, without tokens where `errors` say why an example cannot be read.
+
+    `num_lost` int64 `[N]` are the tokens of each beyond the most that a row may have.
+    """
+
+    rows: packing.Ragged
+    errors: dict[int, str]
+    num_lost: np.ndarray
+
+
 class Kind(abc.ABC):
     """How bytes become rows, as a config says; equal values make equal rows.
 
-    A row is an array, or a dict of arrays, of fixed shapes. What a backbone takes is said by its `kind`.
+    A row is an array, or a dict of arrays, of fixed shapes; or where rows are `ragged` a dict of arrays `[n, ...]` of
+    as many tokens as the example has, batches of which are packed. What a backbone takes is said by its `kind`.
     """
 
     name: ClassVar[str]  # of several, in what is said: "images"
     rate: ClassVar[str]  # the unit of their speed: "img/s"
     keys: ClassVar[tuple[str, ...]]  # of a config, that mean something for this kind alone
     augments: ClassVar[bool]  # whether training rows can be varied at random
+    ragged: ClassVar[bool] = False  # whether rows have tokens, see `packing`
     shown_as: ClassVar[str]  # media type of what `show` gives: "image/jpeg" or "text/plain"
 
     @classmethod
@@ -37,7 +52,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self) -> Any:
-        """A row as a tree of `jax.ShapeDtypeStruct`."""
+        """A row as a tree of `jax.ShapeDtypeStruct`; the longest where rows are `ragged`."""
 
     @abc.abstractmethod
     def row(self, encoded: bytes, key: tuple[int, int] | None = None) -> Any:
@@ -46,6 +61,13 @@ class Kind(abc.ABC):
         Raises:
             OSError: it cannot be read, with the reason on one line.
         """
+
+    def tokens(self, read: Callable[[int], bytes], count: int) -> Tokens:
+        """The rows of `count` examples, that of `read(i)` each, where these are `ragged`.
+
+        An OSError of `read` makes it an example that cannot be read.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def facts(self, view: int | None) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""BERT (Devlin et al. 2019, arXiv 1810.04805) as in `modeling_bert.py` of Hugging Face transformers, and DistilBERT.
+
+Normalisation comes after each sum, positions are learned, and layers have the names of the Hugging Face files.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from tltrain.data import packing
+from tltrain.data.kinds.text import Text
+from tltrain.errors import ConfigError
+from tltrain.models import hub_config
+from tltrain.models.attention import attention, rows_of
+from tltrain.models.backbone import Backbone
+
+ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "gelu_new": nn.gelu, "relu": nn.relu}
+# what a layer is called in files of each family
+BERT = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attended": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+DISTILBERT = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "attended": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "norm": "output_layer_norm",
+}
+
+
+class Embeddings(nn.Module):
+    """Words, positions and, where there are any, token types, summed and normalised."""
+
+    sizes: tuple[int, int, int]  # words, positions, token types
+    features: int
+    norm: Callable[..., nn.Module]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        """Maps `ids` and `types` int32 `[G, T]` of a packed batch to its `hidden` `[G, T, H]`."""
+        embed = functools.partial(nn.Embed, features=self.features, dtype=self.dtype)
+        words, positions, types = self.sizes
+        hidden = embed(words, name="word_embeddings")(x["ids"])
+        hidden += embed(positions, name="position_embeddings")(x["slot"] % x["token"].shape[-1])
+        if types:
+            hidden += embed(types, name="token_type_embeddings")(x["types"])
+        return {"hidden": self.norm(name="LayerNorm")(hidden)} | {name: x[name] for name in packing.LAYOUT}
+
+
+class Layer(nn.Module):
+    """Attention among the tokens of a row, then two dense layers on each; normalised after each sum."""
+
+    distilled: bool  # whether its layers have the names of `DISTILBERT`
+    num_heads: int
+    widths: tuple[int, int]  # of what it takes and gives, and between its dense layers
+    activation: str
+    norm: Callable[..., nn.Module]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        """`hidden` `[G, T, H]` of a packed batch to the same shape."""
+        features, between = self.widths
+        names = DISTILBERT if self.distilled else BERT
+
+        def dense(features, name):
+            return nn.Dense(features, dtype=self.dtype, name=names[name])
+
+        hidden = x["hidden"]
+        q, k, v = (dense(features, name)(hidden) for name in ("query", "key", "value"))
+        attended = dense(features, "attended")(attention(q, k, v, x, self.num_heads))
+        hidden = self.norm(name=names["attention_norm"])(hidden + attended)
+        wide = ACTIVATIONS[self.activation](dense(between, "up")(hidden))
+        return x | {"hidden": self.norm(name=names["norm"])(hidden + dense(features, "down")(wide))}
+
+
+class Pooler(nn.Module):
+    """A dense layer and tanh on the first token, trained to tell whether a sentence follows another."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: dict[str, jax.Array], train: bool) -> jax.Array:
+        """`hidden` `[G, T, H]` of a packed batch to `[G, R, H]`."""
+        return jnp.tanh(nn.Dense(self.features, dtype=self.dtype, name="dense")(first_of(x)))
+
+
+def first_of(x: dict[str, jax.Array]) -> jax.Array:
+    """The first token of each row, `[G, R, H]`; zero where there is no row."""
+    return rows_of(x["hidden"], x)[..., 0, :]
+
+
+class Bert(Backbone):
+    """Stages `embeddings`, `layer_0` ..., and `pooler` where the first token is pooled by it."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    num_positions: int = 512
+    num_types: int = 2
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    distilled: bool = False
+    pooling: str = "cls"  # "cls": the first token | "pooler": the same through a dense layer | "mean": of all tokens
+
+    kind = Text
+    variant: str = ""  # the repository of the Hub that has its weights, as "OWNER/NAME@REVISION"; "": any, by its sizes
+    sha256: str | None = None  # of the weight file of `variant`
+    hub_prefixes: ClassVar[tuple[str, ...]] = ("bert.", "distilbert.")
+    hub_unused: ClassVar[tuple[str, ...]] = (
+        r"embeddings\.position_ids",
+        r"pooler\..*",
+        *(r"cls\..*", r"vocab_.*", r"classifier\..*", r"pre_classifier\..*"),
+    )
+
+    def resolve(self, config: ConfigDict) -> None:
+        """The weights of the variant where a config names none, and the pooling these were trained with."""
+        model = config.model
+        if model.weights in ("pretrained", "random"):
+            if not self.variant:
+                raise ConfigError(
+                    f"model.weights = {model.weights!r}, allowed with {model.backbone}: a path, 'hf:OWNER/NAME', or "
+                    "'random:' and one of these, since sizes and tokenizer are read there"
+                )
+            if model.weights == "pretrained" and self.sha256 and not model.sha256:
+                model.sha256 = self.sha256
+            model.weights = ("random:" if model.weights == "random" else "") + f"hf:{self.variant}"
+        given = self.sized(config)
+        if config.data.max_tokens > given.num_positions:
+            raise ConfigError(
+                f"data.max_tokens = {config.data.max_tokens}, allowed with {model.backbone}: at most "
+                f"{given.num_positions}, for which it has positions"
+            )
+        if len(config.data.text) == 2 and not given.num_types:
+            raise ConfigError(
+                f"data.text = {tuple(config.data.text)}, allowed with {model.backbone}: one, since it has no token "
+                "types, by which the two of a pair are told apart"
+            )
+        if model.pool == "auto":
+            model.pool = self.pooling if self.variant else hub_config.pooling_of(model.weights)
+        if model.pool == "cls" and not given.distilled and hub_config.has_pooler(model.weights):
+            model.pool = "pooler"
+
+    def sized(self, config: ConfigDict) -> "Bert":
+        """The same with the sizes in the `config.json` of the weights, where it is of no variant."""
+        if self.variant:
+            return self
+        return self.clone(**hub_config.sizes_of(config.model.weights))
+
+    def configured(self, config: ConfigDict) -> "Bert":
+        """Also with its sizes and its pooling."""
+        return super().configured(config).sized(config).clone(pooling=config.model.pool)
+
+    def facts(self) -> dict[str, Any]:
+        """What does not show in the shapes of variables."""
+        said = (self.num_heads, self.activation, self.epsilon, self.pooling)
+        return dict(zip(("num_heads", "activation", "epsilon", "pooling"), said, strict=True))
+
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A row of eight tokens."""
+        row = dict.fromkeys(("ids", "types"), jax.ShapeDtypeStruct((8,), jnp.int32))
+        return packing.shapes_of(row, packing.Shape(8, 1, 8), 1)
+
+    def prepare(self, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Token ids are taken as they are."""
+        return rows
+
+    def pool(self, x: Any) -> jax.Array:
+        """What the pooler gives, the first token, or the mean over the tokens of each row."""
+        if self.pooling == "mean":
+            length = jnp.maximum(x["length"], 1)[..., None]
+            x = rows_of(x["hidden"].astype(jnp.float32), x).sum(-2) / length
+        elif self.pooling == "cls":
+            x = first_of(x)
+        return x.astype(jnp.float32).reshape(-1, self.hidden_size)
+
+    def hub_name(self, stage: str, layer: str) -> str:
+        """What Hugging Face calls `layer` of `stage`."""
+        layers = "transformer.layer" if self.distilled else "encoder.layer"
+        return f"{stage.replace('layer_', f'{layers}.')}.{layer}"
+
+    def stage_factories(self) -> dict[str, Callable[..., nn.Module]]:
+        norm = functools.partial(nn.LayerNorm, self.epsilon, self.dtype, use_fast_variance=False)
+        sizes = (self.vocab_size, self.num_positions, self.num_types)
+        widths = (self.hidden_size, self.intermediate_size)
+        layer = functools.partial(Layer, self.distilled, self.num_heads, widths, self.activation, norm, self.dtype)
+        stages = {"embeddings": functools.partial(Embeddings, sizes, self.hidden_size, norm, self.dtype)}
+        stages |= {f"layer_{i}": layer for i in range(self.num_layers)}
+        pooler = functools.partial(Pooler, self.hidden_size, self.dtype)
+        return stages | ({"pooler": pooler} if self.pooling == "pooler" else {})
+
+
+def _variant(repository, num_layers, hidden_size, sha256=None, **fields):
+    """One of the Hub, heads of 64 features each where no `num_heads` is given."""
+    sizes = {"num_heads": hidden_size // 64, "intermediate_size": 4 * hidden_size} | fields
+    return functools.partial(
+        Bert, num_layers=num_layers, hidden_size=hidden_size, variant=repository, sha256=sha256, **sizes
+    )
+
+
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2@c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+_DISTILBERT = "distilbert/distilbert-base-uncased@12040accade4e8a0f71eabdb258fecc2e7e948be"
+VARIANTS: dict[str, Callable[..., Bert]] = {
+    "bert": Bert,
+    "bert_base_uncased": _variant(
+        "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594",
+        *(12, 768),
+        sha256="68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
+    ),
+    "bert_base_cased": _variant(
+        "google-bert/bert-base-cased@cd5ef92a9fb2f889e972770a36d4ed042daf221e", 12, 768, vocab_size=28996
+    ),
+    "bert_large_uncased": _variant("google-bert/bert-large-uncased@6da4b6a26a1877e173fca3225479512db81a5e5b", 24, 1024),
+    "bert_tiny": _variant("google/bert_uncased_L-2_H-128_A-2@30b0a37ccaaa32f332884b96992754e246e48c5f", 2, 128),
+    "bert_mini": _variant("google/bert_uncased_L-4_H-256_A-4", 4, 256),
+    "bert_small": _variant("google/bert_uncased_L-4_H-512_A-8", 4, 512),
+    "bert_medium": _variant("google/bert_uncased_L-8_H-512_A-8", 8, 512),
+    "minilm_l6": _variant(
+        *(_MINILM, 6, 384, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+        num_heads=12,
+        pooling="mean",
+    ),
+    "distilbert_base_uncased": _variant(_DISTILBERT, 6, 768, distilled=True, num_types=0),
+}

@@ -1,0 +1,94 @@
+"""What the small files beside weights from the Hub say of them: sizes, pooling, which arrays there are."""
+
+import functools
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from tltrain import hub
+from tltrain.errors import WeightsError, foreign_errors
+
+# what a field of `bert.Bert` is called in the config.json of each family
+_FIELDS = {
+    "bert": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "intermediate_size": "intermediate_size",
+        "max_position_embeddings": "num_positions",
+        "type_vocab_size": "num_types",
+        "layer_norm_eps": "epsilon",
+        "hidden_act": "activation",
+    },
+    "distilbert": {
+        "vocab_size": "vocab_size",
+        "dim": "hidden_size",
+        "n_layers": "num_layers",
+        "n_heads": "num_heads",
+        "hidden_dim": "intermediate_size",
+        "max_position_embeddings": "num_positions",
+        "activation": "activation",
+    },
+}
+_LARGEST_HEADER = 100 << 20  # bytes that safetensors reads
+
+
+def sizes_of(weights: str) -> dict[str, Any]:
+    """The fields of a `bert.Bert` by the `config.json` that belongs to `model.weights`.
+
+    Raises:
+        WeightsError: there is none, or it is of a network of another family.
+    """
+    path = _files(weights, False).config
+    if path is None:
+        raise WeightsError(f"no config.json beside the weights; {weights}; put it there, or name a backbone with sizes")
+    with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
+        said = json.loads(path.read_text())
+        family = said["model_type"]
+        if family not in _FIELDS:
+            raise WeightsError(
+                f"{path} is of a {family!r}; allowed with model.backbone = 'bert': {', '.join(_FIELDS)}; take another"
+            )
+        found = {field: said[name] for name, field in _FIELDS[family].items() if name in said}
+        if said.get("position_embedding_type", "absolute") != "absolute":
+            raise WeightsError(f"{path} has positions of another kind than learned ones; take other weights")
+        return found | ({"distilled": True, "num_types": 0} if family == "distilbert" else {})
+
+
+def pooling_of(weights: str) -> str:
+    """How features were pooled in the training of `model.weights`: "mean" where sentence-transformers says so, or "cls"."""
+    path = _files(weights, False).pooling
+    if path is None:
+        return "cls"
+    with foreign_errors(WeightsError, f"cannot read {path}", "set model.pool"):
+        return "mean" if json.loads(path.read_text()).get("pooling_mode_mean_tokens") else "cls"
+
+
+def has_pooler(weights: str) -> bool:
+    """Whether the file of `model.weights` has a pooler, as those of Keras have; True where it is still to be fetched."""
+    place = hub.place_of(weights)
+    if hub.is_random(weights) or place is None or not hub.is_here(place):
+        return True
+    path = _files(weights, True).weights
+    if path is None or path.suffix != ".safetensors":
+        return True
+    with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
+        return any("pooler." in name for name in _names(path, path.stat().st_mtime_ns))
+
+
+def _files(weights, wanted):
+    place = hub.place_of(weights)
+    assert place is not None, "a resolved config names the place of its weights"
+    return hub.files(place, wanted)
+
+
+@functools.lru_cache(maxsize=8)
+def _names(path: Path, changed: int) -> tuple[str, ...]:
+    """The names of the arrays in a safetensors file, by its header."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        if size > _LARGEST_HEADER:
+            raise ValueError(f"its header declares {size} bytes")
+        return tuple(json.loads(file.read(size)))
