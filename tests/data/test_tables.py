@@ -330,3 +330,22 @@ def test_a_class_that_train_alone_has_is_said_in_a_line(tmp_path, capsys):
     config.data.splits = ("train[:80%]", "train[80%:]", "test")
     sources.load(sources.resolved(config), TEXTS)
     assert capsys.readouterr().err == "", "val has some of each"
+
+
+def test_a_path_of_a_table_means_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.csv", words(10))
+    for given in ("~/a.csv", "a.csv"):
+        assert sources.resolved(config_of(given, ("train", "val"))).data.source == f"table:{tmp_path}/a.csv"
+
+
+def test_equal_examples_in_other_rows_have_another_fingerprint(tmp_path):
+    """For a page looks up by it and by the name of the row what it has of an example."""
+    rows = words(10)
+    found = []
+    for beside in ([], [("0", "good", "other")]):
+        path = write(tmp_path / "a.csv", [*beside, *((*row, "train") for row in rows)], ("text", "label", "part"))
+        data = load(path, split="part", splits=("train[:80%]", "train[80%:]"))
+        found.append((sorted(contents(data.splits["train"])), data.splits["train"].fingerprint))
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
