@@ -61,10 +61,11 @@ def load(root: Path, config: ConfigDict, kind: Kind, task: str) -> Data:
     labels = dict(zip(tables, found, strict=True))
     class_names = table_labels.class_names(task, labels[bases[0]])
     targets = {base: table_labels.array(task, labels[base], class_names, tables[base]) for base in tables}
+    strata = {base: found.tolist() if task == "classification" else [0] * len(found) for base, found in targets.items()}
+    ranked = {base: _ranked(rows[base].keys, strata[base]) for base in tables}
     splits = []
     for expression, base, (_, start, stop) in zip(config.splits, bases, parsed, strict=True):
-        strata = targets[base].tolist() if task == "classification" else [0] * len(targets[base])
-        chosen = _slice(rows[base].keys, strata, start, stop)
+        chosen = _slice(ranked[base], start, stop)
         splits.append(_split(expression, rows[base], targets[base], chosen, kind))
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     return Data(roles, class_names, task, left_out)
@@ -107,7 +108,6 @@ def _example(table, i, columns, texts, kind, folder):
                 f"{name!r} of {table.where(i)} is {text!r:.60}, no string; in a table; write it as a string"
             )
     try:
-        "".join(texts).encode()
         return kind.of_cells(texts, folder)
     except UnicodeEncodeError as error:  # half of a pair of UTF-16, as JSON can escape it
         raise DataError(f"{table.where(i)} is not UTF-8; {error.reason}; save it as UTF-8") from error
@@ -190,22 +190,26 @@ def _named(name: str, there: Iterable[str], root: Path) -> str:
     )
 
 
-def _slice(keys: Sequence[bytes], strata: Sequence[int], start: int, stop: int) -> list[int]:
-    """The rows whose rank by `keys` within their stratum lies in `[start, stop)` percent, in their order.
-
-    Rows of one key go by the first of their ranks, in the lowest stratum of theirs: so all of them to one side.
-    """
+def _ranked(keys: Sequence[bytes], strata: Sequence[int]) -> list[list[list[int]]]:
+    """Of each stratum its rows in the order of their `keys`, those of one key together, in the lowest of theirs."""
     equal: dict[bytes, list[int]] = collections.defaultdict(list)
     for row, key in enumerate(keys):
         equal[key].append(row)
     groups: dict[int, list[list[int]]] = collections.defaultdict(list)
     for key in sorted(equal):
-        groups[min(strata[row] for row in equal[key])].append(equal[key])
-    chosen = []
-    for found in groups.values():
-        total, rank = sum(map(len, found)), 0
-        for group in found:
-            if round(total * start / 100) <= rank < round(total * stop / 100):
+        rows = equal[key]
+        groups[min(strata[row] for row in rows) if len(rows) > 1 else strata[rows[0]]].append(rows)
+    return list(groups.values())
+
+
+def _slice(ranked: Sequence[Sequence[Sequence[int]]], start: int, stop: int) -> list[int]:
+    """Rows whose rank lies in `[start, stop)` percent, in their order; equal ones go by the first of their ranks."""
+    chosen: list[int] = []
+    for groups in ranked:
+        total, rank = sum(map(len, groups)), 0
+        first, last = round(total * start / 100), round(total * stop / 100)
+        for group in groups:
+            if first <= rank < last:
                 chosen += group
             rank += len(group)
     return sorted(chosen)

@@ -18,7 +18,7 @@ from tltrain import places
 
 _FILE_WIDTH = 120  # characters of a table where there is no terminal
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-_PLURAL = re.compile(r"(^| )(folder|file|link|pipe|socket|device)s(?=[ ,]|$)")
+_PLURAL = re.compile(r"(^| )(folder|file|link|pipe|socket|device|table|row)s(?=[ ,]|$)")
 _SINGULAR = r"\1\2"
 _PLAIN_SECONDS = 15.0  # between two plain lines about the same work
 

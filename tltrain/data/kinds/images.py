@@ -83,6 +83,7 @@ class Images(Kind):
         (name,) = cells
         if not name or "\0" in name:
             raise ValueError("it names no file")
+        name.encode()  # which raises where no file can have this name
         return folder / name
 
     def look(self, encoded: bytes) -> Looked:
