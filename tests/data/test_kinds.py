@@ -16,7 +16,7 @@ from test_train import assert_same_run, run
 from tltrain import evaluate, export, predict, report
 from tltrain.checks import examination, settings
 from tltrain.checks.case import Case
-from tltrain.data.kinds.kind import Kind, Signature
+from tltrain.data.kinds.kind import Argument, Kind
 from tltrain.errors import ConfigError, TerminatedError
 from tltrain.experiment import sweeping
 from tltrain.models import zoo
@@ -40,7 +40,7 @@ class Numbers(Kind):
         return {"values": jax.ShapeDtypeStruct((self.width,), np.float32), "count": jax.ShapeDtypeStruct((), np.int32)}
 
     def row(self, encoded, key=None):
-        raw = self.raw(encoded)
+        raw = self.values(encoded)
         return {"values": np.nan_to_num(raw), "count": np.isfinite(raw).sum(dtype=np.int32)}
 
     def facts(self, view):
@@ -56,9 +56,12 @@ class Numbers(Kind):
         return encoded
 
     def signature(self):
-        return Signature("numbers", "float32", ("batch", self.width))
+        return (Argument("numbers", "float32", ("batch", self.width)),)
 
     def raw(self, encoded):
+        return (self.values(encoded),)
+
+    def values(self, encoded):
         try:
             numbers = [float(word) for word in encoded.split()]
         except ValueError as error:

@@ -130,6 +130,12 @@ def pack(rows: Sequence[Row], keep: np.ndarray, shape: Shape, num_groups: int) -
     return packed | {"length": length, "token": token, "slot": slot}
 
 
+def batch_of(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """All `rows` as one packed batch of one group."""
+    lengths = np.asarray([[len(next(iter(row.values()))) for row in rows]])
+    return pack(rows, np.ones(len(rows), bool), shape_of(lengths), 1)
+
+
 def unpack(packed: dict[str, Any]) -> list[Row]:
     """The tokens of each row of a packed batch, those without tokens among them."""
     leaves = {name: np.asarray(leaf) for name, leaf in packed.items() if name not in LAYOUT}

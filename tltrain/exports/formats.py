@@ -24,7 +24,7 @@ from tltrain.models import convolution
 from tltrain.runtime import console
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
-Function = Callable[[np.ndarray], np.ndarray]  # examples as `Kind.raw` gives them, to `Task.activation`, float32 [B, K]
+Function = Callable[..., np.ndarray]  # examples as `Kind.raw` gives them, to `Task.activation`, float32 [B, K]
 
 
 class Format(NamedTuple):
@@ -140,23 +140,24 @@ def _load_onnx(path):
 
 
 def _write_stablehlo(run, path):
-    signature = run.kind.signature()
-
-    def answers(examples):
+    def answers(*raw):
         with jax.default_matmul_precision("highest"):  # an accelerator's default would blur grey levels
-            rows = run.kind.rows_of(jnp, examples.astype(jnp.float32))
+            rows = run.kind.rows_of(jnp, *(x.astype(jnp.float32) if x.dtype == jnp.uint8 else x for x in raw))
         return run.task.activation(jax.nn, run.model.apply(run.variables, rows))
 
-    shape = jax.export.symbolic_shape(", ".join(map(str, signature.axes)))
-    examples = jax.ShapeDtypeStruct(shape, np.dtype(signature.dtype))
+    scope = jax.export.SymbolicScope()
+    arguments = [
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape(", ".join(map(str, axes)), scope=scope), np.dtype(dtype))
+        for _, dtype, axes in run.kind.signature()
+    ]
     with convolution.portable():
-        exported = jax.export.export(jax.jit(answers), platforms=PLATFORMS)(examples)
+        exported = jax.export.export(jax.jit(answers), platforms=PLATFORMS)(*arguments)
     path.write_bytes(exported.serialize())
 
 
 def _load_stablehlo(path):
     run = jax.jit(jax.export.deserialize(path.read_bytes()).call)
-    return lambda images: np.asarray(run(images))
+    return lambda *raw: np.asarray(run(*raw))
 
 
 FORMATS = {

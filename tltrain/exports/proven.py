@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tltrain import places
+from tltrain.data import packing
 from tltrain.errors import ConfigError, DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import finished
 from tltrain.experiment.finished import Finished
 from tltrain.exports.formats import FORMATS, Function
 from tltrain.models.classifier import run_frozen
+from tltrain.models.image_backbone import ImageBackbone
 from tltrain.runtime import console
 from tltrain.runtime.process import Process
 
@@ -30,7 +32,7 @@ TOLERANCE = 1e-3
 class Examples(NamedTuple):
     """Examples as `Kind.raw` gives them, images at their own sizes, and `Task.activation` of the run, `[N, K]`."""
 
-    raw: list[np.ndarray]
+    raw: list[tuple[np.ndarray, ...]]
     answers: np.ndarray
 
     def spread(self, count: int) -> "Examples":
@@ -71,6 +73,12 @@ def export(run: Finished, names: list[str], folder: Path, process: Process) -> N
         WorkdirError: `folder` cannot be written.
         TerminatedError: `process.stop()` became true.
     """
+    for name in names:
+        if FORMATS[name].packages and not isinstance(run.model.backbone, ImageBackbone):
+            raise ConfigError(
+                f"{name} is made of Keras' own networks of images; {run.path} has {run.config.model.backbone}, of "
+                f"{run.kind.name}; choose stablehlo"
+            )
     run = run._replace(model=run.model.clone(backbone=run.model.backbone.clone(dtype=jnp.float32)))
     examples = read_examples(run, max(FORMATS[name].max_examples for name in names))
     for name in names:
@@ -95,6 +103,8 @@ def _export_one(run, name, folder, examples, process):
             )
         if run.class_names:
             (folder / "class_names.json").write_text(json.dumps(run.class_names) + "\n")
+        for file, text in run.kind.files().items():
+            (folder / file).write_text(text)
         unproven.rename(path)
     _say(run, name, path, compared, f"{len(examples.raw)} {run.kind.name}", time.perf_counter() - start)
 
@@ -103,7 +113,7 @@ def read_examples(run: Finished, count: int) -> Examples:
     """Up to `count` examples spread over val, and what the steps of evaluation make of them."""
     data, model = run.config.data, run.model
     split = finished.own_split(run, data.splits[1])
-    raw: list[np.ndarray] = []
+    raw: list[tuple[np.ndarray, ...]] = []
     rows = []
     for i in _spread(split.num_examples, count):
         try:
@@ -112,7 +122,7 @@ def read_examples(run: Finished, count: int) -> Examples:
         except OSError:  # the run has named it, and left it out
             continue
         raw.append(run.kind.raw(encoded))
-        if sum(one.nbytes for one in raw) > MAX_BYTES:
+        if sum(part.nbytes for one in raw for part in one) > MAX_BYTES:
             break
     if not raw:
         raise DataError(
@@ -126,8 +136,8 @@ def read_examples(run: Finished, count: int) -> Examples:
         features = run_frozen(model, variables, rows, 0, num_stages)
         return run.task.activation(jax.nn, model.apply(variables, features, num_stages))
 
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-    return Examples(raw, np.asarray(answers(run.variables, stacked)))
+    batch = packing.batch_of(rows) if run.kind.ragged else jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return Examples(raw, np.asarray(answers(run.variables, batch)))
 
 
 def _spread(total, count):
@@ -141,7 +151,7 @@ def compare(run: Finished, function: Function, examples: Examples, process: Proc
     for one in examples.raw:
         if process.stop():
             raise TerminatedError("stopped; the export under way is removed; the same command makes it")
-        found.append(function(one[None])[0])
+        found.append(function(*(part[None] for part in one))[0])
     theirs, ours = np.asarray(found), examples.answers
     difference = np.abs(theirs - ours).max() / max(1.0, np.abs(ours).max())
     return Compared(float(difference), float(run.task.same(theirs, ours).mean()))
@@ -155,7 +165,9 @@ def _say(run, name, path, compared, examples, seconds):
         f"{100 * compared.agreement:.1f} %, answers differ by at most {compared.difference:.0e}"
     )
     usage = FORMATS[name].usage.replace("'PATH'", repr(str(path)))
-    usage = usage.replace("images", run.kind.signature().name).replace("probabilities", run.task.output)
+    usage = usage.replace("images", ", ".join(argument.name for argument in run.kind.signature())).replace(
+        "probabilities", run.task.output
+    )
     console.say(f"  {usage}")
     if run.class_names:
         console.say(f"  class names: {FORMATS[name].class_names}")

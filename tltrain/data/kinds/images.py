@@ -15,7 +15,7 @@ from tltrain.data.kinds.image_augment import Augment
 from tltrain.data.kinds.image_decoding import FORMATS, decode, load_image
 from tltrain.data.kinds.image_hash import GRID, difference_hash, near_pairs
 from tltrain.data.kinds.image_resizing import resize
-from tltrain.data.kinds.kind import Kind, Signature
+from tltrain.data.kinds.kind import Argument, Kind
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LONGEST_SIDE = 160  # pixels of what a page shows
@@ -106,14 +106,15 @@ class Images(Kind):
         image.save(out, "JPEG", quality=80)
         return out.getvalue()
 
-    def signature(self) -> Signature:
+    def signature(self) -> tuple[Argument]:
         """RGB of any size."""
-        return Signature("images", "uint8", ("batch", "height", "width", 3))
+        return (Argument("images", "uint8", ("batch", "height", "width", 3)),)
 
-    def raw(self, encoded: bytes) -> np.ndarray:
+    def raw(self, encoded: bytes) -> tuple[np.ndarray]:
         """RGB at its own size, uint8."""
-        return np.asarray(decode(encoded))
+        return (np.asarray(decode(encoded)),)
 
-    def rows_of(self, xp: Any, raw: Any) -> Any:
-        """Resized, float32 whole numbers in 0..255."""
-        return resize(xp, raw, self.size, self.resize)
+    def rows_of(self, xp: Any, *raw: Any) -> Any:
+        """Those of floats in 0..255, resized: whole numbers."""
+        (images,) = raw
+        return resize(xp, images, self.size, self.resize)

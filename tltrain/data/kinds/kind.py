@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from tltrain.data import packing
 
 
-class Signature(NamedTuple):
-    """What an exported model takes: the `name` of its input, its `dtype`, its axes: names of open ones, or sizes."""
+class Argument(NamedTuple):
+    """What an exported model takes: the `name` of it, its `dtype`, its axes: names of open ones, or sizes."""
 
     name: str
     dtype: str
@@ -111,13 +111,13 @@ class Kind(abc.ABC):
         """What a page shows of an example, small, as `shown_as`; raises OSError where it cannot be read."""
 
     @abc.abstractmethod
-    def signature(self) -> Signature:
-        """What an export takes in place of encoded examples."""
+    def signature(self) -> tuple[Argument, ...]:
+        """What an export takes in place of encoded examples, in order."""
 
     @abc.abstractmethod
-    def raw(self, encoded: bytes) -> np.ndarray:
+    def raw(self, encoded: bytes) -> tuple[np.ndarray, ...]:
         """An example as an export takes it, without the axis of the batch; raises OSError where it cannot be read."""
 
     @abc.abstractmethod
-    def rows_of(self, xp: Any, raw: Any) -> Any:
-        """Rows of a batch of what `raw` gives, as floats, by operations of `xp`: `jax.numpy` or `keras.ops`."""
+    def rows_of(self, xp: Any, *raw: Any) -> Any:
+        """Rows of a batch of what `raw` gives, by operations of `xp`: `jax.numpy` or `keras.ops`."""

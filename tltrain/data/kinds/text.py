@@ -19,7 +19,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from tltrain import hub
 from tltrain.data import packing
-from tltrain.data.kinds.kind import Kind, Signature, Tokens
+from tltrain.data.kinds.kind import Argument, Kind, Tokens
 from tltrain.errors import WeightsError, foreign_errors
 
 _AT_ONCE = 1024  # texts handed to the tokenizer, which works on all cores
@@ -138,17 +138,22 @@ class Text(Kind):
         text = texts if isinstance(texts, str) else "\n".join(texts)
         return (text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ...").encode()
 
-    def signature(self) -> Signature:
-        """Ids of tokens, types and whether there is one."""
-        return Signature("ids", "int32", ("batch", "tokens"))
+    def signature(self) -> tuple[Argument, ...]:
+        """What tokenizers give: ids of tokens, 1 where there is one and 0 where not, types."""
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return tuple(Argument(name, "int32", ("batch", "tokens")) for name in names)
 
-    def raw(self, encoded: bytes) -> np.ndarray:
-        """Ids of its tokens."""
-        return self.row(encoded)["ids"]
+    def raw(self, encoded: bytes) -> tuple[np.ndarray, ...]:
+        """Its tokens, none of them padding."""
+        row = self.row(encoded)
+        return row["ids"], np.ones_like(row["ids"]), row["types"]
 
-    def rows_of(self, xp: Any, raw: Any) -> Any:
-        """As they are."""
-        return raw
+    def rows_of(self, xp: Any, *raw: Any) -> packing.Row:
+        """A packed batch of a group a row."""
+        ids, mask, types = raw
+        length, place = mask.sum(1, keepdims=True), xp.arange(ids.shape[1], dtype="int32")
+        slot = xp.where(place < length, place, ids.shape[1])
+        return {"ids": ids, "types": types, "length": length, "token": slot[:, None], "slot": slot}
 
 
 def _joined(parts):
