@@ -57,11 +57,15 @@ def token_rows():
 
 WORDS = (
     "the a movie film is was not good bad unbelievably GREAT Terrible naive antidisestablishmentarianism it's don't "
-    "e-mail "
-    "U.S.A. 3.14 1,000,000 $5 #tag @user http://x.org/a?b=c_d C++ [SEP] [CLS] [MASK] [UNK] [unused1] ##ing"
+    "e-mail U.S.A. 3.14 1,000,000 $5 #tag @user http://x.org/a?b=c_d C++ [SEP] [CLS] [MASK] [UNK] [unused1] ##ing"
 ).split()
-ACCENTS = "café naïve Ångström ÜBER Żółć São Đà Nẵng e\u0301le\u0300ve ǅ İstanbul ıßſ Ωμέγα ΣΊΣΥΦΟΣ Ёлка й ạ̈ ﬁne ½ Ⅷ ²".split()
-SCRIPTS = "中文 日本語テスト 한국어 漢字混じりtext 𠀀𪛖 豈 שלום עולם مرحبا بالعالم हिन्दी ภาษาไทย தமிழ் ქართული አማርኛ Русский 㐀 々 。".split()
+ACCENTS = (
+    "café naïve Ångström ÜBER Żółć São Đà Nẵng e\u0301le\u0300ve ǅ İstanbul ıßſ Ωμέγα ΣΊΣΥΦΟΣ Ёлка й ạ̈ ﬁne ½ Ⅷ ²"
+).split()
+SCRIPTS = (
+    "中文 日本語テスト 한국어 漢字混じりtext 𠀀𪛖 豈 שלום עולם مرحبا بالعالم "
+    "हिन्दी ภาษาไทย தமிழ் ქართული አማርኛ Русский 㐀 々 。"
+).split()
 EMOJI = "😀 👍🏽 👨‍👩‍👧‍👦 🇩🇪 ❤️ ☃ 1️⃣ © ™ → ∑ ₿ 𝔘𝔫𝔦 ａｂｃ".split()  # noqa: RUF001
 INVISIBLE = ["\u200b", "\u200d", "\u200e", "\u200f", "\u202e", "\u2060", "\ufeff", "\u00ad", "\u034f", "\ufe0f"]
 CONTROL = ["\x00", "\x01", "\x07", "\x1b", "\x7f", "\x85", "\x9f", "\ufffd", "\u2028", "\u2029", "\ue000", "\x1c"]
