@@ -1,4 +1,4 @@
-"""Texts as tokens: those of transformers and, but for letters of other rules, of KerasHub; cut where they are said to be."""
+"""Texts as tokens: those of transformers and, where rules are the same, of KerasHub; cut where they are said to be."""
 
 import functools
 import json
