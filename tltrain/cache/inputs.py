@@ -126,17 +126,18 @@ class Inputs:
         """From rows of tokens, shaped like `row`."""
         examples, num_groups = self._setup.data.splits[split], self._setup.mesh.size
 
-        def planned(epoch, first):
+        def plan(epoch, first):
             if epoch is None:
                 chosen = examples.rows
-                return ((chosen[i], mask, shape) for i, mask, shape in packing.passes(rows.lengths[chosen], num_groups))
+                planned = packing.passes(rows.lengths[chosen], num_groups)
+                return ((np.where(mask, chosen[i], i), mask, shape) for i, mask, shape in planned)
             return pipeline.packed_rows(rows.lengths, *self._rows(split, epoch, first), num_groups)
 
         def batches(epoch, first):
-            return pipeline.from_tokens(rows, examples.labels, planned(epoch, first), num_groups)
+            return pipeline.from_tokens(rows, examples.labels, plan(epoch, first), num_groups)
 
         def shapes(epoch):
-            found = sorted({shape for _, _, shape in planned(epoch, 0)})
+            found = sorted({shape for _, _, shape in plan(epoch, 0)})
             return tuple(packing.shapes_of(row, shape, num_groups) for shape in found)
 
         mean = round(float(rows.lengths.mean()))

@@ -205,7 +205,8 @@ def _packed(case, rows: pipeline.TokenRows, epoch) -> Iterator[pipeline.Batch]:
         plan = [*packing.passes(rows.lengths, num_groups)]
         batches = [plan[i] for i in np.unique(np.linspace(0, len(plan) - 1, _FORWARD_BATCHES).round().astype(int))]
     else:
-        batches = [*pipeline.packed_rows(rows.lengths, *_rows(len(rows.lengths), case.config.batch_size), num_groups)]
+        index, mask = _rows(len(rows.lengths), case.config.batch_size)
+        batches = [*pipeline.packed_rows(rows.lengths, index, mask, num_groups)]
     labels = np.resize(case.data.splits["train"].labels, (len(rows.lengths), *case.setup.task.label.shape))
     return pipeline.from_tokens(rows, labels, batches, num_groups)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 LAYOUT = ("length", "token", "slot")
 TOKENS = 1024  # of a group where rows may be in any order: enough to keep a processor busy, and what its cache holds
-_LEAST_WIDTH = 32
+_LEAST_WIDTH, _LEAST_MIXED = 32, 64
 _LEAST_STEP = 128  # tokens from one capacity to the next
 
 Row = dict[str, np.ndarray]
@@ -78,15 +78,16 @@ def capacity(num_tokens: int) -> int:
 
 
 def shape_of(lengths: np.ndarray) -> Shape:
-    """That of a batch in groups of rows of `lengths` `[G, R]`, in this order."""
-    return Shape(capacity(int(lengths.sum(1).max())), lengths.shape[1], width(int(lengths.max())))
+    """That of a batch in groups of rows of `lengths` `[G, R]`, in this order: of fewer widths, for all lengths meet."""
+    wide = max(_LEAST_MIXED, 1 << max(int(lengths.max()) - 1, 0).bit_length())
+    return Shape(capacity(int(lengths.sum(1).max())), lengths.shape[1], wide)
 
 
 def passes(lengths: np.ndarray, num_groups: int) -> Iterator[tuple[np.ndarray, np.ndarray, Shape]]:
     """Batches `(index, mask, shape)` that hold every row of `lengths` `[N]` once, rows of one width together.
 
-    What is computed of a row so depends on no other: its shape follows from its own length. `mask` is False where a
-    batch has no row.
+    What is computed of a row so depends on no other: its shape follows from its own length. `mask` is False and
+    `index` -1 where a batch has no row.
     """
     widths = np.asarray([width(n) for n in lengths.tolist()], np.int64)
     for wide in np.unique(widths):
@@ -101,7 +102,7 @@ def passes(lengths: np.ndarray, num_groups: int) -> Iterator[tuple[np.ndarray, n
             groups[-1].append(int(i))
             room -= lengths[i]
         for first in range(0, len(groups), num_groups):
-            index, mask = np.zeros((num_groups, shape.rows), np.int32), np.zeros((num_groups, shape.rows), bool)
+            index, mask = np.full((num_groups, shape.rows), -1, np.int32), np.zeros((num_groups, shape.rows), bool)
             for g, group in enumerate(groups[first : first + num_groups]):
                 index[g, : len(group)], mask[g, : len(group)] = group, True
             yield index.reshape(-1), mask.reshape(-1), shape

@@ -164,7 +164,7 @@ def packed_rows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, packing.Shape]]:
     """Batches of the rows `index`, `mask` `[num_batches, B]` of examples of `lengths` `[N]`, each with its shape."""
     for i, keep in zip(index, mask, strict=True):
-        yield i, keep, packing.shape_of((lengths[i] * keep).reshape(num_groups, -1))
+        yield i, keep, packing.shape_of(lengths[i].reshape(num_groups, -1))
 
 
 def from_tokens(
@@ -173,7 +173,11 @@ def from_tokens(
     batches: Iterable[tuple[np.ndarray, np.ndarray, packing.Shape]],
     num_groups: int,
 ) -> Iterator[Batch]:
-    """Packed batches in `num_groups` of what `batches` say: `index` and `mask` `[B]` of examples, and a shape."""
+    """Packed batches in `num_groups` of what `batches` say: `index` and `mask` `[B]` of examples, and a shape.
+
+    An index of -1 is a row without tokens; it stands for the first example.
+    """
     for i, keep, shape in batches:
-        inputs = packing.pack(rows.take(i), keep, shape, num_groups)
+        keep_tokens, i = i >= 0, np.maximum(i, 0)
+        inputs = packing.pack(rows.take(i), keep_tokens, shape, num_groups)
         yield {"inputs": inputs, "label": labels[i], "mask": keep & rows.readable[i], "index": i}

@@ -71,6 +71,17 @@ def load(root: Path, config: ConfigDict, kind: Kind, task: str) -> Data:
     return Data(roles, class_names, task, left_out)
 
 
+def examples(path: Path, config: ConfigDict, kind: Kind) -> list[tuple[str, bytes | Path]]:
+    """Every row of one table as an example or the path of its file, with its name; no label is asked for.
+
+    `config` is the group `data`. Raises DataError as `load`.
+    """
+    columns = kind.columns(config)
+    table = table_reader.read(path, columns, config.max_memory_gib)
+    rows = _Rows.of(table, tuple(columns), kind, path.parent)
+    return [(table.where(i), example) for i, example in enumerate(rows.examples)]
+
+
 class _Rows(NamedTuple):
     """The examples of a table: bytes, or paths of files, with the sha256 of each.
 

@@ -22,7 +22,7 @@ from tltrain.models.classifier import Classifier
 from tltrain.runtime import parallel
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
 from tltrain.runtime.process import Process
-from tltrain.runtime.record import PARTS, read_json, read_report
+from tltrain.runtime.record import PARTS, PRETRAINED, read_json, read_report
 from tltrain.training import steps
 from tltrain.training.setup import Setup
 from tltrain.training.tasks import choose
@@ -76,6 +76,9 @@ def load(path: Path) -> Finished:
     """
     report = read_report(path, [name for name in PARTS if name.endswith(".json")])
     config = config_lib.from_dict(read_json(path / "config.json"))
+    if (path / PRETRAINED).is_dir():  # the weights may be gone
+        config.model.weights = f"random:{path / PRETRAINED}"
+        config.model.sha256 = ""
     task = choose.of_finished(config, report["task"]["name"], tuple(report["class_names"]))
     model = zoo.create(config, task.num_outputs)
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]

@@ -3,21 +3,23 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tltrain.data import folder_source
+from tltrain.data import folder_source, table_reader, table_source
 from tltrain.data.files import read_file
 from tltrain.data.split import Split
-from tltrain.errors import DataError, WorkdirError
+from tltrain.errors import DataError, WorkdirError, foreign_errors
 from tltrain.experiment import finished, report
 from tltrain.experiment.finished import Finished
 from tltrain.runtime import console
 from tltrain.runtime.process import Process
 
+STDIN = "-"  # the name of standard input on a command line
 _SHOWN = 50  # rows of the table on the terminal
 
 
@@ -40,10 +42,12 @@ class Predicted(NamedTuple):
 
 
 def predict(run: Finished, paths: Sequence[Path], process: Process, with_features: bool = False) -> Predicted:
-    """What `run` says of the examples at `paths`, files as they are and folders at any depth, each once.
+    """What `run` says of the examples at `paths`, files as they are, folders at any depth, rows of tables, each once.
+
+    Of texts the path `-` is the lines of standard input, the two of a pair with a tab between.
 
     Raises:
-        DataError: there is nothing at a path, or no example at all.
+        DataError: there is nothing at a path, a row is no example, or there is none at all.
         TerminatedError: `process.stop()` became true.
     """
     run.config.features.enabled = "off"  # nothing is stored of examples that no run will see again
@@ -61,22 +65,48 @@ def _rows(features, counted):
 
 
 def _split(run, paths) -> Split:
-    files: dict[Path, None] = {}
+    found: dict[str, bytes | Path] = {}
     for path in paths:
-        if path.is_dir():
-            examples, left_out = folder_source.examples_below(path, run.kind)
-            files |= dict.fromkeys(examples)
-            if left_out:
-                console.say(f"Left out below {path}: {report.left_out(left_out)}")
-        elif path.exists():
-            files[path] = None
-        else:
-            raise DataError(f"no file or folder at {path}; on the command line; check the path")
-    if not files:
+        found |= _examples(run, path)
+    if not found:
         raise DataError(f"no {run.kind.name} below {', '.join(map(str, paths))}; on the command line; check the path")
-    found, label = list(files), run.task.label
-    ids, labels = tuple(map(str, found)), np.zeros((len(found), *label.shape), label.dtype)
-    return Split(f"{len(found)} {run.kind.name}", ids, labels, lambda i: read_file(found[i]), run.kind, "")
+    examples, label = list(found.values()), run.task.label
+    labels = np.zeros((len(examples), *label.shape), label.dtype)
+
+    def read(i: int) -> bytes:
+        example = examples[i]
+        return example if isinstance(example, bytes) else read_file(example)
+
+    return Split(f"{len(examples)} {run.kind.name}", tuple(found), labels, read, run.kind, "")
+
+
+def _examples(run, path) -> dict[str, bytes | Path]:
+    """Those at `path` by their names."""
+    if str(path) == STDIN and run.kind.shown_as == "text/plain":
+        return _lines(run)
+    if path.is_dir():
+        examples, left_out = folder_source.examples_below(path, run.kind)
+        if left_out:
+            console.say(f"Left out below {path}: {report.left_out(left_out)}")
+        return {str(example): example for example in examples}
+    if not path.exists():
+        raise DataError(f"no file or folder at {path}; on the command line; check the path")
+    if path.suffix.lower() in table_reader.SUFFIXES:
+        return dict(table_source.examples(path, run.config.data, run.kind))
+    return {str(path): path}
+
+
+def _lines(run):
+    count, found = len(run.kind.columns(run.config.data)), {}
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        with foreign_errors(DataError, f"line {number} of standard input is not UTF-8", "save it as UTF-8"):
+            cells = line.decode().rstrip("\r\n").split("\t") if count > 1 else [line.decode().rstrip("\r\n")]
+        if len(cells) != count:
+            raise DataError(
+                f"line {number} of standard input has {len(cells)} parts; the run takes {count}; put a tab between them"
+            )
+        found[f"line {number}"] = run.kind.of_cells(cells, Path())
+    return found
 
 
 def show(found: Predicted) -> None:

@@ -1,7 +1,9 @@
 """The compiled training step of a phase, for the shapes of what it sees."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import optax
 from tltrain.cache.inputs import SplitInputs, batch_shapes
 from tltrain.models import freeze
 from tltrain.models.classifier import Shapes
-from tltrain.runtime import parallel
+from tltrain.runtime import parallel, signals
 from tltrain.training import steps
 from tltrain.training.setup import Setup
 
@@ -22,7 +24,8 @@ class Steps:
 
     def __init__(self, compiled: Callable[[Shapes], Program], foreseen: Sequence[Shapes]) -> None:
         self._compile = compiled
-        self.programs = {shapes: compiled(shapes) for shapes in foreseen}
+        with signals.abandonable("compiling"), ThreadPoolExecutor(os.cpu_count()) as pool:
+            self.programs = dict(zip(foreseen, pool.map(compiled, foreseen), strict=True))
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """As `steps.train_step`; consumes `state`."""

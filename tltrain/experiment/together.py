@@ -166,7 +166,7 @@ def run(grid: Sequence[Sequence[tuple[ConfigDict, Path]]], process: Process) -> 
 def _open(stack, group: Group, seed: _Seed, config: ConfigDict, path: Path, place: tuple[int, int]) -> _Member:
     """The record of one head, closed with `stack`."""
     work = stack.enter_context(contextlib.closing(Workdir(path, config)))
-    train.begin(work, group.setup.data, seed.origin)
+    train.begin(work, group.setup, seed.origin)
     work.rewind_metrics("probe", 0)
     scalars = Scalars(path, config)
     stack.enter_context(contextlib.closing(scalars))

@@ -13,14 +13,13 @@ from tltrain import formats
 from tltrain.cache import space
 from tltrain.cache.inputs import Inputs
 from tltrain.data import identity, sources
-from tltrain.data.split import Data
-from tltrain.errors import TerminatedError, WorkdirError
+from tltrain.errors import TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import evaluation, loop, report, ridge
 from tltrain.experiment.phase import Phase, Run, open_checkpoints
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.pages import run_page
-from tltrain.runtime import console, signals
+from tltrain.runtime import console, record, signals
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
 from tltrain.runtime.process import Process
 from tltrain.runtime.record import LOG, has_digest, is_changed, read_report
@@ -64,7 +63,7 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
         console.say(report.data_line(fixed.data))
         space.check_checkpoints(path, space.of_run(fixed))
         variables, origin = initial_variables(config, fixed.model)
-    begin(work, fixed.data, origin)
+    begin(work, fixed, origin)
     phases, best = {}, {}
     with contextlib.closing(Scalars(path, config)) as scalars:
         shared = Run(fixed, process, Inputs(fixed, process), work, scalars)
@@ -81,8 +80,9 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
     return result
 
 
-def begin(work: Workdir, data: Data, origin: dict[str, Any]) -> None:
-    """Makes `work` the record of a run on `data` from the weights of `origin`; raises where it is one of another."""
+def begin(work: Workdir, fixed: setup.Setup, origin: dict[str, Any]) -> None:
+    """Makes `work` the record of a run of `fixed` from the weights of `origin`; raises where it is one of another."""
+    data, files = fixed.data, fixed.data.kind.files() | fixed.model.backbone.files(fixed.config)
     made_of = identity.of(data, origin.get("sha256"))
     stored = work.read_json("identity.json")
     if not (stored is None or has_digest(stored)):
@@ -94,6 +94,12 @@ def begin(work: Workdir, data: Data, origin: dict[str, Any]) -> None:
         formats.check_workdir(stored, work.path)
     identity.check(stored, made_of, work.path)
     work.begin(made_of)
+    for name, text in files.items():
+        if work.keep(f"{record.PRETRAINED}/{name}", text) != text:
+            raise WeightsError(
+                f"the workdir holds a run with another {name} beside its weights; "
+                f"{work.path / record.PRETRAINED / name}; put that one back beside them, or choose another --workdir"
+            )
 
 
 def _finished(path: Path) -> dict[str, Any] | None:

@@ -78,6 +78,10 @@ class Backbone(nn.Module):
         """What activations depend on beside rows, variables and the order of stages, as JSON."""
         return {}
 
+    def files(self, config: ConfigDict) -> dict[str, str]:
+        """Small files of the weights, by name, that the network is made by: a run keeps them."""
+        return {}
+
     def example(self) -> Any:
         """Shapes of a batch of one, as small as may be, of what the first stage takes."""
         raise NotImplementedError

@@ -19,7 +19,11 @@ from tltrain.models import hub_config
 from tltrain.models.attention import attention, rows_of
 from tltrain.models.backbone import Backbone
 
-ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "gelu_new": nn.gelu, "relu": nn.relu}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": nn.gelu,
+    "relu": nn.relu,
+}
 # what a layer is called in files of each family
 BERT = {
     "query": "attention.self.query",
@@ -170,6 +174,10 @@ class Bert(Backbone):
         """Also with its sizes and its pooling."""
         return super().configured(config).sized(config).clone(pooling=config.model.pool)
 
+    def files(self, config: ConfigDict) -> dict[str, str]:
+        """Its sizes, where it is of no variant."""
+        return {} if self.variant else {"config.json": hub_config.text_of(config.model.weights)}
+
     def facts(self) -> dict[str, Any]:
         """What does not show in the shapes of variables."""
         said = (self.num_heads, self.activation, self.epsilon, self.pooling)
@@ -203,7 +211,9 @@ class Bert(Backbone):
         sizes = (self.vocab_size, self.num_positions, self.num_types)
         widths = (self.hidden_size, self.intermediate_size)
         layer = functools.partial(Layer, self.distilled, self.num_heads, widths, self.activation, norm, self.dtype)
-        stages = {"embeddings": functools.partial(Embeddings, sizes, self.hidden_size, norm, self.dtype)}
+        stages: dict[str, Callable[..., nn.Module]] = {
+            "embeddings": functools.partial(Embeddings, sizes, self.hidden_size, norm, self.dtype)
+        }
         stages |= {f"layer_{i}": layer for i in range(self.num_layers)}
         pooler = functools.partial(Pooler, self.hidden_size, self.dtype)
         return stages | ({"pooler": pooler} if self.pooling == "pooler" else {})

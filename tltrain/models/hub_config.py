@@ -41,9 +41,7 @@ def sizes_of(weights: str) -> dict[str, Any]:
     Raises:
         WeightsError: there is none, or it is of a network of another family.
     """
-    path = _files(weights, False).config
-    if path is None:
-        raise WeightsError(f"no config.json beside the weights; {weights}; put it there, or name a backbone with sizes")
+    path = _config_of(weights)
     with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
         said = json.loads(path.read_text())
         family = said["model_type"]
@@ -57,8 +55,22 @@ def sizes_of(weights: str) -> dict[str, Any]:
         return found | ({"distilled": True, "num_types": 0} if family == "distilbert" else {})
 
 
+def text_of(weights: str) -> str:
+    """The `config.json` that belongs to `model.weights`; raises WeightsError where there is none."""
+    path = _config_of(weights)
+    with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
+        return path.read_text()
+
+
+def _config_of(weights):
+    path = _files(weights, False).config
+    if path is None:
+        raise WeightsError(f"no config.json beside the weights; {weights}; put it there, or name a backbone with sizes")
+    return path
+
+
 def pooling_of(weights: str) -> str:
-    """How features were pooled in the training of `model.weights`: "mean" where sentence-transformers says so, or "cls"."""
+    """How features were pooled in the training of `model.weights`: "mean" where sentence-transformers did, or "cls"."""
     path = _files(weights, False).pooling
     if path is None:
         return "cls"
@@ -67,7 +79,7 @@ def pooling_of(weights: str) -> str:
 
 
 def has_pooler(weights: str) -> bool:
-    """Whether the file of `model.weights` has a pooler, as those of Keras have; True where it is still to be fetched."""
+    """Whether the file of `model.weights` has a pooler, as Keras' have; True where it is still to be fetched."""
     place = hub.place_of(weights)
     if hub.is_random(weights) or place is None or not hub.is_here(place):
         return True

@@ -12,7 +12,9 @@ from tltrain import formats
 from tltrain.errors import WorkdirError
 
 # what a finished run is read back from, beside its checkpoints
-PARTS = ("config.json", "environment.json", "class_names.json", "identity.json", "predictions.jsonl")
+PRETRAINED = "pretrained"  # folder of the small files of the weights that a model is made and fed by
+PARTS: tuple[str, ...] = ("config.json", "environment.json", "class_names.json", "identity.json", "predictions.jsonl")
+PARTS += (f"{PRETRAINED}/config.json", f"{PRETRAINED}/tokenizer.json")
 LOG = "metrics.jsonl"  # which nothing is read back from
 
 

@@ -82,6 +82,18 @@ class Workdir:
         """Writes a JSON file as a whole: the old content or the new stands there, never a part."""
         self._write(name, [record.json_of(value, indent=2)])
 
+    def keep(self, name: str, text: str) -> str:
+        """The content of the file `name` of the workdir, which is `text` where it was not there."""
+        path = self.path / name
+        with places.writing(path, _REMEDY):
+            if path.exists():
+                return path.read_bytes().decode()
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_name(f"{path.name}.part")
+            part.write_bytes(text.encode())
+            part.replace(path)
+        return text
+
     def write_lines(self, name: str, values: Iterable[dict[str, Any]]) -> None:
         """Writes a file of JSON lines, as a whole too."""
         self._write(name, map(record.json_of, values))

@@ -77,6 +77,10 @@ class Kind(abc.ABC):
     def is_example(self, path: Path, what: str) -> bool:
         """Whether a file is one, by its name and by `what` its first bytes say, see `files.kind_of`."""
 
+    def files(self) -> dict[str, str]:
+        """Small files of the weights, by name, that rows are made with: a run keeps them."""
+        return {}
+
     def columns(self, data: ConfigDict) -> dict[str, str]:
         """The columns of a table that an example is made of, each with the key of the group `data` that names it.
 

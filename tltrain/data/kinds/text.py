@@ -28,7 +28,7 @@ _SHOWN = 600  # characters of a text on a page
 
 
 class Looked(NamedTuple):
-    """A text: its tokens, all of them, those that are not in the vocabulary, and a hash of it without case and space."""
+    """A text: all its tokens, those of them that are not in the vocabulary, and a hash of it without case and space."""
 
     num_tokens: int
     num_unknown: int
@@ -104,6 +104,10 @@ class Text(Kind):
             kept = cutting.post_process(*parts_of_one)
             made.append((kept, sum(map(len, parts_of_one)) + special - len(kept)))
         return made
+
+    def files(self) -> dict[str, str]:
+        """Its tokenizer."""
+        return {"tokenizer.json": self.tokenizer}
 
     def facts(self, view: int | None) -> dict[str, Any]:
         """The tokenizer by its content, and what it is asked for."""
