@@ -93,7 +93,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", graded(zoo.BACKBONES, [*FIRST, "vgg19", "mobilenet_v2_0.35", "mobilenet_v2_1.4"]))
+@pytest.mark.parametrize("name", graded(PARAMETERS, [*FIRST, "vgg19", "mobilenet_v2_0.35", "mobilenet_v2_1.4"]))
 def test_parameter_counts_and_names_shapes_and_order_of_layers_are_those_of_keras(name):
     backbone = zoo.BACKBONES[name]()
     shapes = zoo.shapes(Classifier(backbone, 1000, 0.0))

@@ -73,7 +73,7 @@ def width(length: int) -> int:
 
 def capacity(num_tokens: int) -> int:
     """The least of few numbers, at most a quarter apart, that is not below `num_tokens`."""
-    step = max(_LEAST_STEP, 1 << max(num_tokens - 1, 1).bit_length() - 3)
+    step = max(_LEAST_STEP, (1 << max(num_tokens - 1, 1).bit_length()) // 8)
     return max(1, -(-num_tokens // step)) * step
 
 
@@ -96,7 +96,7 @@ def passes(lengths: np.ndarray, num_groups: int) -> Iterator[tuple[np.ndarray, n
         groups: list[list[int]] = []
         room = 0
         for i in np.flatnonzero(widths == wide):
-            if room < lengths[i] or len(groups[-1]) == shape.rows:
+            if not groups or room < lengths[i] or len(groups[-1]) == shape.rows:
                 groups.append([])
                 room = tokens
             groups[-1].append(int(i))

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from tltrain.data.kinds.kind import Argument, Kind, Tokens
 from tltrain.errors import WeightsError, foreign_errors
 
 _AT_ONCE = 1024  # texts handed to the tokenizer, which works on all cores
+_UNCUT = 1 << 30  # tokens
 _SHOWN = 600  # characters of a text on a page
 
 
@@ -120,9 +121,9 @@ class Text(Kind):
     def look(self, encoded: bytes) -> Looked:
         """Counts its tokens."""
         texts = self._texts(encoded)
-        (found, lost), unknown = self._encoded([texts])[0], _unknown(self.tokenizer)
+        ((found, _),) = replace(self, max_tokens=_UNCUT)._encoded([texts])
         folded = " ".join((texts if isinstance(texts, str) else "\n".join(texts)).casefold().split())
-        return Looked(len(found) + lost, found.ids.count(unknown), hashlib.sha256(folded.encode()).digest())
+        return Looked(len(found), found.ids.count(_unknown(self.tokenizer)), hashlib.sha256(folded.encode()).digest())
 
     def alike(self, seen: Sequence[Looked], others: Sequence[Looked]) -> Iterator[tuple[int, int]]:
         """Those that are equal but for case and space."""
