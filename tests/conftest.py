@@ -1,6 +1,8 @@
 """Shared fixtures: a few real JPEG files, a tiny backbone; what --full adds; and that nothing is skipped in CI."""
 
+import csv
 import functools
+import json
 import os
 import shutil
 import tempfile
@@ -12,7 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import numpy as np
 import pytest
+import small_text
 from PIL import Image
+from tokenizers.implementations import BertWordPieceTokenizer
 
 from tltrain import places
 from tltrain.config import default
@@ -130,3 +134,42 @@ def tiny_config(images, features):
 def tiny(images, tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
     return tiny_config(images, tmp_path / "features")
+
+
+TINY_BERT = {
+    "model_type": "bert",
+    "vocab_size": len(small_text.vocabulary()),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+}
+
+
+def write_tiny_bert(folder: Path, **changes) -> Path:
+    """A `config.json` and a tokenizer without weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word: i for i, word in enumerate(small_text.vocabulary())}
+    BertWordPieceTokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(TINY_BERT | changes))
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+def tiny_text_config(folder: Path, features: Path):
+    """A config whose whole run takes seconds: 40 texts of a table, and a BERT of 4 stages at random weights."""
+    write_tiny_bert(folder / "bert")
+    with (folder / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *small_text.reviews()])
+    config = tiny_config("", features)
+    config.data.update(source=f"table:{folder / 'reviews.csv'}", image_size=None, max_tokens=16)
+    config.model.update(backbone="bert", weights=f"random:{folder / 'bert'}")
+    config.finetune.freeze_until = "layer_0"
+    return config
+
+
+@pytest.fixture
+def tiny_text(tmp_path):
+    return tiny_text_config(tmp_path / "texts", tmp_path / "features")

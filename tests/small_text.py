@@ -123,3 +123,24 @@ def pairs():
     """Five hundred pairs of these: short and long, and long and short."""
     made = sentences()
     return [*zip(made[::2], made[1::2], strict=True)]
+
+
+GOOD, BAD = ("great", "fine", "lovely", "superb"), ("awful", "dull", "poor", "boring")
+PLAIN = "the a film movie plot it is was and of in to this that actor scene end very so too".split()
+
+
+def vocabulary():
+    """Sixty words and pieces of them, for a tokenizer of its own."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN, ".", ",", "!", "'", *"abcdefghijklm"]
+    return [*words, *(f"##{c}" for c in "bdelnorst")]
+
+
+def reviews(count=40):
+    """`(text, "good" or "bad")` of 1 to 20 words; most have one that tells which."""
+    rng = random.Random(3)
+    made = []
+    for i in range(count):
+        words = [rng.choice(PLAIN) for _ in range(rng.randrange(1, 20))]
+        words.insert(rng.randrange(len(words)), rng.choice((GOOD, BAD)[i % 2]))
+        made.append((" ".join(words) + rng.choice((".", "!", "")), ("good", "bad")[i % 2]))
+    return made

@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": nn.gelu,
     "relu": nn.relu,
 }
+_HEADS = (r"cls\..*", r"vocab_.*", r"classifier\..*", r"pre_classifier\..*")
 # what a layer is called in files of each family
 BERT = {
     "query": "attention.self.query",
@@ -130,11 +131,7 @@ class Bert(Backbone):
     variant: str = ""  # the repository of the Hub that has its weights, as "OWNER/NAME@REVISION"; "": any, by its sizes
     sha256: str | None = None  # of the weight file of `variant`
     hub_prefixes: ClassVar[tuple[str, ...]] = ("bert.", "distilbert.")
-    hub_unused: ClassVar[tuple[str, ...]] = (
-        r"embeddings\.position_ids",
-        r"pooler\..*",
-        *(r"cls\..*", r"vocab_.*", r"classifier\..*", r"pre_classifier\..*"),
-    )
+    hub_unused: ClassVar[tuple[str, ...]] = (r"embeddings\.position_ids", r"pooler\..*", *_HEADS)
 
     def resolve(self, config: ConfigDict) -> None:
         """The weights of the variant where a config names none, and the pooling these were trained with."""
@@ -168,7 +165,7 @@ class Bert(Backbone):
         """The same with the sizes in the `config.json` of the weights, where it is of no variant."""
         if self.variant:
             return self
-        return self.clone(**hub_config.sizes_of(config.model.weights))
+        return self.clone(**hub_config.sizes_of(config.model.weights, ACTIVATIONS))
 
     def configured(self, config: ConfigDict) -> "Bert":
         """Also with its sizes and its pooling."""

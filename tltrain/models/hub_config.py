@@ -3,6 +3,7 @@
 import functools
 import json
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ _FIELDS = {
 _LARGEST_HEADER = 100 << 20  # bytes that safetensors reads
 
 
-def sizes_of(weights: str) -> dict[str, Any]:
+def sizes_of(weights: str, activations: Collection[str]) -> dict[str, Any]:
     """The fields of a `bert.Bert` by the `config.json` that belongs to `model.weights`.
 
     Raises:
-        WeightsError: there is none, or it is of a network of another family.
+        WeightsError: there is none, or it is of a network of another family, or with none of the `activations`.
     """
     path = _config_of(weights)
     with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
@@ -52,6 +53,11 @@ def sizes_of(weights: str) -> dict[str, Any]:
         found = {field: said[name] for name, field in _FIELDS[family].items() if name in said}
         if said.get("position_embedding_type", "absolute") != "absolute":
             raise WeightsError(f"{path} has positions of another kind than learned ones; take other weights")
+        if (name := found.get("activation", "gelu")) not in activations:
+            raise WeightsError(f"{path} has activation {name!r}; allowed: {', '.join(activations)}; take other weights")
+        features, heads = found["hidden_size"], found["num_heads"]
+        if features % heads:
+            raise WeightsError(f"{path} divides {features} features among {heads} heads; fetch it again")
         return found | ({"distilled": True, "num_types": 0} if family == "distilbert" else {})
 
 

@@ -161,7 +161,7 @@ def map_chunks(function: Callable[[Any], Any], x: Any, size: int) -> Any:
     if not on_cpu() or size == count:
         return function(x)
     chunks = lax.map(function, jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), x))
-    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), chunks)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), chunks)  # packed rows are pooled to several each
 
 
 @functools.cache
