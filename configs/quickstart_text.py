@@ -22,11 +22,11 @@ def get_config():
     config.model.sha256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the published file
     config.probe.update(epochs=10, schedule="cosine", learning_rate=3e-3)
     config.finetune.update(
-        epochs=3,
-        freeze_until="layer_3",  # so what the first four layers make of each sentence is computed once
+        epochs=2,
+        freeze_until="layer_2",  # so what the first three layers make of each sentence is computed once
         optimizer="adamw",
         weight_decay=0.01,
-        learning_rate=1e-4,
+        learning_rate=2e-4,
         schedule="cosine",
         warmup_epochs=0.3,
         clip_norm=1.0,

@@ -120,7 +120,7 @@ def _facts(setup, variables, wanted) -> dict[str, Any]:
 
 
 def _name(facts: dict[str, Any]) -> str:
-    others = ("source", "split", "array", "ragged")  # which `examples` and the files say
+    others = ("source", "split", "array")  # which `examples` and the files say
     decisive = {key: value for key, value in facts.items() if key not in others}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 

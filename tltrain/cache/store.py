@@ -49,7 +49,8 @@ class Store:
         self.folder, self.facts = folder, facts(folder) or {}
         try:
             self._rows = np.load(folder / "rows.npy")
-            self.offsets = np.load(folder / "offsets.npy") if self.facts["ragged"] else None
+            offsets = folder / "offsets.npy"
+            self.offsets = np.load(offsets) if offsets.exists() else None
             wanted = jax.tree.map(_shape_of, self.facts["array"], is_leaf=_is_description)
             stored = jax.tree_util.tree_map_with_path(
                 lambda path, _: np.load(folder / _file_of(path), mmap_mode="r"), wanted
@@ -151,8 +152,7 @@ class Writer:
         self._rows.flush()
         if self._offsets is not None:
             np.save(self._part / "offsets.npy", self._offsets)
-        said = facts | {"array": self._array, "ragged": self._offsets is not None}
-        (self._part / "store.json").write_text(json.dumps(said, indent=2) + "\n")
+        (self._part / "store.json").write_text(json.dumps(facts | {"array": self._array}, indent=2) + "\n")
         for path in self._part.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

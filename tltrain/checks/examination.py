@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from tltrain.checks import data, images, machine, memory, pixels, seconds, settings, weights
+from tltrain.checks import data, images, machine, memory, pixels, seconds, settings, texts, weights
 from tltrain.checks.case import Case
 from tltrain.checks.finding import LEVELS, Finding, advice, of_error
 from tltrain.errors import TerminatedError, TltrainError
@@ -17,9 +17,10 @@ SECTIONS: dict[str, tuple[Callable[[Case], Iterator[Finding]], ...]] = {
         data.check_left_out,
         data.check_files,
         images.check_images,
+        texts.check_texts,
         data.check_duplicates,
     ),
-    "Weights": (weights.check_weights,),
+    "Weights": (weights.check_weights, texts.check_vocabulary),
     "Pixels": (pixels.check_pixels,),
     "Recipe": (settings.check_recipe,),
     "Cost": (memory.check_memory, memory.check_disk, seconds.check_seconds),

@@ -36,6 +36,7 @@ def repaired(config: ConfigDict) -> ConfigDict:
             made.update_from_flattened_dict({key: flat[key]})
     known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
     with contextlib.suppress(TltrainError):  # which `check_names` tells
+        zoo.take_back(made, known().kind)
         known().resolve(made)
     return sources.with_absolute_paths(made)
 

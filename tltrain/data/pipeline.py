@@ -17,6 +17,7 @@ from tltrain.data import packing
 from tltrain.data.split import Split
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, reason_of
+from tltrain.runtime import console
 
 Batch = dict[str, Any]
 
@@ -149,8 +150,19 @@ class TokenRows(NamedTuple):
 
 
 def tokens(split: Split, corrupt: Corrupt) -> TokenRows:
-    """Those of the examples of `split`; raises DataError where more of them are unreadable than `corrupt` allows."""
+    """Those of the examples of `split`; says once how many were cut, and how many tokens that lost.
+
+    Raises:
+        DataError: more of them are unreadable than `corrupt` allows.
+    """
+    is_new = "tokens" not in vars(split)
     found = split.tokens
+    if is_new and (num_cut := int((found.num_lost > 0).sum())):
+        lost, kept = int(found.num_lost.sum()), int(found.rows.lengths.sum())
+        console.say(
+            f"{num_cut} of {len(split.ids)} {split.kind.name} of {split.expression} are longer than data.max_tokens: "
+            f"cut, {lost} tokens ({100 * lost / (lost + kept):.1f} %) are lost"
+        )
     for i, reason in found.errors.items():
         corrupt.add(i, reason)
     corrupt.check()

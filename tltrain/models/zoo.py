@@ -52,6 +52,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     backbone = _backbone(config)
     config = config_lib.copied(config)
     _check_kind(config, backbone.kind)
+    take_back(config, backbone.kind)
     backbone.resolve(config)
     _check_stages(config, backbone.configured(config).stages)
     return config
@@ -70,7 +71,7 @@ def _backbone(config):
 
 
 def _check_kind(config, kind):
-    """Raises where a key has a value that other kinds know; takes back what is on by default and means nothing here."""
+    """Raises where a key has a value that other kinds know."""
     given, standard = (config_lib.flatten(c) for c in (config, config_lib.default()))
     for other in {make().kind for make in BACKBONES.values()} - {kind}:
         for key in (key for key in given if key.startswith(other.keys) and not key.startswith(kind.keys)):
@@ -79,6 +80,10 @@ def _check_kind(config, kind):
                     f"{key} = {given[key]!r}, allowed: {standard[key]!r} with {config.model.backbone}, which takes "
                     f"{kind.name}; it is a key of {other.name}"
                 )
+
+
+def take_back(config: ConfigDict, kind: type[Kind]) -> None:
+    """Turns off in `config` what is on by default and means nothing for examples of `kind`."""
     if not kind.augments:
         for phase in PHASES:
             config[phase].augment = False

@@ -177,6 +177,11 @@ def _unknown(text: str) -> int | None:
     return Tokenizer.from_str(text).token_to_id(json.loads(text)["model"].get("unk_token") or "[UNK]")
 
 
+def num_words(text: str) -> int:
+    """The words that the tokenizer of the JSON `text` knows, those that were added to it too."""
+    return Tokenizer.from_str(text).get_vocab_size()
+
+
 def tokenizer_of(weights: str) -> str:
     """The tokenizer that belongs to `model.weights`, as JSON; raises WeightsError where there is none.
 
