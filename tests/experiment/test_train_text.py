@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,18 @@ def test_texts_that_cannot_be_read_are_said_and_left_out(tiny_text, tmp_path, ca
     assert sum(result["num_corrupt"].values()) == 1
     assert np.isfinite([loss for _, loss in losses(result)]).all()
     assert "skipped bad/01.txt: not UTF-8 from byte 3 on" in capsys.readouterr().err
+
+
+def test_how_many_texts_are_cut_and_how_many_tokens_that_loses_is_said_once(tiny_text, tmp_path, capsys):
+    tiny_text.data.max_tokens = 8
+    run(tiny_text, tmp_path / "run")
+    said = capsys.readouterr().out
+    for split, count in (("train", 30), ("val", 10)):
+        (found,) = re.findall(rf"(\d+) of {count} texts of .* are longer than data.max_tokens: cut, (\d+) tokens", said)
+        assert 0 < int(found[0]) < count and int(found[1]) > 0, split
+    tiny_text.data.max_tokens = 32
+    run(tiny_text, tmp_path / "uncut")
+    assert "longer than data.max_tokens" not in capsys.readouterr().out
 
 
 IMAGE_KEYS = {
