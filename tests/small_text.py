@@ -87,36 +87,25 @@ def _sentence(rng):
     return "".join(pieces)
 
 
+# empty or of space alone, of words at the limit of 100 letters and beyond, of combining marks, of special tokens
+ODD = ["", " ", "\n\t", "\x00", "\u200b", "\ufeff", "a", "😀", "x" * 99, "x" * 100, "x" * 101, "y" * 10_000, "中" * 300]
+ODD += [
+    "é" * 100,
+    "e\u0301" * 60,
+    "a" + "\u0301" * 150,
+    "!" * 200,
+    "[PAD]" * 3,
+    "[CLS] a [SEP]",
+    "ab\x00cd",
+    "a\u200bb",
+]
+
+
 def sentences():
-    """A thousand, among them empty ones, of space alone, of one word of 10,000 letters, and of 10,000 words."""
+    """A thousand: the odd ones, one of 10,000 words, and short ones of everything."""
     rng = random.Random(11)
-    odd = [
-        "",
-        " ",
-        "\n\t",
-        "\x00",
-        "\u200b",
-        "\ufeff",
-        "a",
-        "😀",
-        "x" * 99,
-        "x" * 100,
-        "x" * 101,
-        "y" * 10_000,
-        "中" * 300,
-    ]
-    odd += [
-        "é" * 100,
-        "e\u0301" * 60,
-        "a" + "\u0301" * 150,
-        "!" * 200,
-        "[PAD]" * 3,
-        "[CLS] a [SEP]",
-        "ab\x00cd",
-        "a\u200bb",
-    ]
     long = " ".join(rng.choice(WORDS + ACCENTS) for _ in range(10_000))
-    return [*odd, long, *(_sentence(rng) for _ in range(1000 - len(odd) - 1))]
+    return [*ODD, long, *(_sentence(rng) for _ in range(1000 - len(ODD) - 1))]
 
 
 def pairs():
