@@ -304,3 +304,9 @@ def test_a_pooler_that_the_file_lacks_is_not_asked_for(tiny_text, tmp_path):
         save_file(kept, folder / "model.safetensors")
         stages[with_pooler] = prepared(tiny_text)[0].stages
     assert stages[True] == ("embeddings", "layer_0", "layer_1", "pooler") and stages[False] == stages[True][:3]
+
+
+def test_a_tokenizer_of_more_words_than_the_weights_is_refused(tiny_text, tmp_path):
+    write_tiny_bert(tmp_path / "texts" / "bert", vocab_size=20)
+    with pytest.raises(WeightsError, match="and they have embeddings for 20; it is not theirs"):
+        run(tiny_text, tmp_path / "run")

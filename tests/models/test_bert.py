@@ -17,7 +17,7 @@ from small_text import BERT, CONFIGS, EVERY, array, token_rows
 from tltrain import config as config_lib
 from tltrain.data import packing, pipeline
 from tltrain.data.kinds.text import Text, tokenizer_of
-from tltrain.models import bert, zoo
+from tltrain.models import bert_variants, zoo
 from tltrain.models.classifier import Classifier, run_frozen
 from tltrain.weights import reader
 
@@ -170,9 +170,9 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(bert.VARIANTS.keys() - {"bert"}))
+@pytest.mark.parametrize("name", sorted(bert_variants.VARIANTS.keys() - {"bert"}))
 def test_every_variant_has_the_parameters_of_its_name(name):
-    backbone = bert.VARIANTS[name]()
+    backbone = bert_variants.VARIANTS[name]()
     backbone = backbone.clone(pooling="cls" if backbone.distilled else "pooler")
     shapes = zoo.shapes(Classifier(backbone, 2, 0.0))["params"]["backbone"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]

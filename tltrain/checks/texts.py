@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from tltrain.checks.case import Case
-from tltrain.checks.finding import Finding, advice, fine, problem
+from tltrain.checks.finding import Finding, advice, fine
 from tltrain.data.kinds.text import Text, num_words
-from tltrain.errors import WeightsError
 from tltrain.models.bert import Bert
 
 _UNKNOWN = 0.02  # share of tokens in no vocabulary: of reviews in English under BERT's it is below 0.001
@@ -37,17 +36,13 @@ def check_texts(case: Case) -> Iterator[Finding]:
 
 
 def check_vocabulary(case: Case) -> Iterator[Finding]:
-    """The tokenizer that lies beside the weights has as many words as these have embeddings for."""
+    """The tokenizer that lies beside the weights has about as many words as these have embeddings for, and not more."""
     kind, backbone = case.data.kind, case.backbone
     if not isinstance(kind, Text) or not isinstance(backbone, Bert):
         return
     words = num_words(kind.tokenizer)
     text = f"the tokenizer knows {words} words, the weights have embeddings for {backbone.vocab_size}"
-    if words > backbone.vocab_size:
-        yield problem(
-            f"{text}: it is not theirs; put the one they were trained with beside them", WeightsError.exit_code
-        )
-    elif words < 0.9 * backbone.vocab_size:
+    if words < 0.9 * backbone.vocab_size:
         yield advice(f"{text}: is it theirs?")
     else:
         yield fine(text)

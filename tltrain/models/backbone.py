@@ -82,6 +82,9 @@ class Backbone(nn.Module):
         """Small files of the weights, by name, that the network is made by: a run keeps them."""
         return {}
 
+    def check(self, kind: Any) -> None:
+        """Raises WeightsError where rows of `kind`, made by files of the weights, are not for this network."""
+
     def example(self) -> Any:
         """Shapes of a batch of one, as small as may be, of what the first stage takes."""
         raise NotImplementedError

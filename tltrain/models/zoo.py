@@ -14,7 +14,7 @@ from tltrain.config import PHASES
 from tltrain.data.kinds.kind import Kind
 from tltrain.errors import ConfigError
 from tltrain.models import (
-    bert,
+    bert_variants,
     densenet,
     efficientnet,
     freeze,
@@ -39,7 +39,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **mobilenet_v2.VARIANTS,
     **densenet.VARIANTS,
     **efficientnet.VARIANTS,
-    **bert.VARIANTS,
+    **bert_variants.VARIANTS,
 }
 
 
@@ -59,8 +59,15 @@ def resolved(config: ConfigDict) -> ConfigDict:
 
 
 def kind(config: ConfigDict) -> Kind:
-    """What the examples of a resolved `config` are: what its backbone takes."""
-    return _backbone(config).kind.of(config)
+    """What the examples of a resolved `config` are: what its backbone takes.
+
+    Raises:
+        WeightsError: files of the weights do not belong together, see `Backbone.check`.
+    """
+    backbone = _backbone(config)
+    made = backbone.kind.of(config)
+    backbone.configured(config).check(made)
+    return made
 
 
 def _backbone(config):

@@ -177,6 +177,7 @@ def _unknown(text: str) -> int | None:
     return Tokenizer.from_str(text).token_to_id(json.loads(text)["model"].get("unk_token") or "[UNK]")
 
 
+@functools.lru_cache(maxsize=8)
 def num_words(text: str) -> int:
     """The words that the tokenizer of the JSON `text` knows, those that were added to it too."""
     return Tokenizer.from_str(text).get_vocab_size()
