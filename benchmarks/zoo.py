@@ -24,6 +24,7 @@ import numpy as np
 from absl import app, flags
 
 from tltrain.config import default
+from tltrain.data.kinds.images import Images
 from tltrain.models import zoo
 from tltrain.models.classifier import frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
@@ -52,7 +53,8 @@ BATCH_SIZES = ("8", "32")
 
 
 def main(_):
-    known = list(zoo.BACKBONES if COMPILE.value or STAGES.value else KERAS)
+    images = [name for name, make in zoo.BACKBONES.items() if make().kind is Images]
+    known = images if COMPILE.value or STAGES.value else list(KERAS)
     names = [STAGES.value] if STAGES.value else ONLY.value or known
     if unknown := sorted(set(names) - set(known)):
         raise SystemExit(f"unknown backbone {', '.join(unknown)}; known: {', '.join(known)}")

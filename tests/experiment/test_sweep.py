@@ -26,7 +26,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 def test_every_shipped_config_is_accepted_with_all_its_arms(path, images, tmp_path):
     file = runpy.run_path(str(path))
     config, arms = file["get_config"](), list(file["sweep"]()) if "sweep" in file else [{}]
-    config.data.source = f"folder:{images}"
+    if not config.data.split:  # a column of a table that comes with the installation
+        config.data.source = f"folder:{images}"
     assert len(sweeping.members(config, arms, 2, tmp_path)) == 2 * len(arms)
 
 
