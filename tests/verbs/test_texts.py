@@ -81,6 +81,15 @@ def findings(config, tmp_path):
     return [(finding.level, finding.text) for _, finding in examination.examine(config, case)]
 
 
+def test_texts_that_differ_in_case_alone_are_found_across_splits(tiny_text, tmp_path):
+    table = tmp_path / "texts" / "reviews.csv"
+    header, *rows = table.read_text().splitlines()
+    parts = [row.rsplit(",", 1) for row in rows]
+    table.write_text("\n".join([header, *rows, *(f"{text.upper()},{label}" for text, label in parts)]))
+    found = [text for level, text in findings(tiny_text, tmp_path) if level == "problem"]
+    assert any("texts in two splits that differ in case or spaces alone" in text for text in found), found
+
+
 def test_the_doctor_looks_at_lengths_words_and_vocabulary(tiny_text, tmp_path):
     tiny_text.data.max_tokens = 8
     found = findings(tiny_text, tmp_path)

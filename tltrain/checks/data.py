@@ -113,17 +113,17 @@ def check_duplicates(case: Case) -> Iterator[Finding]:
     inner = [group for group in groups if len({name for name, _ in group}) == 1]
     near = [pair for pair in _near(case) if not any(set(pair) <= set(group) for group in groups)]
     if leaks:
-        yield _leak(case, leaks, "files in two splits")
+        yield _leak(case, leaks, f"the same {kind} in two splits")
     if near:
-        yield _leak(case, near, f"{kind} in two splits as different files, of other quality, size or border")
+        yield _leak(case, near, f"{kind} in two splits {case.data.kind.alike_but}")
     conflicts += [pair for pair in near if len({_label(case, *one) for one in pair}) > 1]
     if conflicts and case.data.task != "regression":  # numbers that were measured again differ
         text = f"{kind} with two labels: {len(conflicts)} ({_pairs(case, conflicts)}); keep the right one of each"
         yield problem(text, DataError.exit_code)
     if inner:
-        yield advice(f"files more than once in one split: {len(inner)} ({_pairs(case, inner)})")
+        yield advice(f"the same {kind} more than once in one split: {len(inner)} ({_pairs(case, inner)})")
     if not groups and not near:
-        yield fine("no file stands there twice, and none is in two splits")
+        yield fine(f"no two {kind} are the same, and none is in two splits")
 
 
 def _leak(case, groups, what):

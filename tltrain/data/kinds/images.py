@@ -49,6 +49,7 @@ class Images(Kind):
         *("features.augment_views", "model.batch_norm_momentum", "probe.batch_norm", "finetune.batch_norm"),
     )
     augments = True
+    alike_but = "as different files, of other quality, size or border"
     shown_as = "image/jpeg"
 
     @classmethod

@@ -43,6 +43,7 @@ class Kind(abc.ABC):
     keys: ClassVar[tuple[str, ...]]  # of a config, that mean something for this kind alone
     augments: ClassVar[bool]  # whether training rows can be varied at random
     ragged: ClassVar[bool] = False  # whether rows have tokens, see `packing`
+    alike_but: ClassVar[str] = ""  # in what those differ that are `alike`, in words
     shown_as: ClassVar[str]  # media type of what `show` gives: "image/jpeg" or "text/plain"
 
     @classmethod

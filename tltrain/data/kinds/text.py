@@ -48,6 +48,7 @@ class Text(Kind):
     keys = ("data.text", "data.max_tokens", "model.pool")
     augments = False
     ragged = True
+    alike_but = "that differ in case or spaces alone"
     shown_as = "text/plain"
 
     @classmethod
