@@ -15,6 +15,7 @@ from tltrain import places
 from tltrain.errors import WeightsError, foreign_errors, reason_of
 
 SAFETENSORS = "model.safetensors"
+MAX_HEADER = 2**20  # bytes, of a safetensors file; that of BERT large has 50 thousand
 _WEIGHTS = (SAFETENSORS, "model.weights.h5", "model.keras")  # of a folder, the first that is there
 _KINDS = (".safetensors", ".h5", ".keras")
 _TOKENIZERS = ("assets/tokenizer/vocabulary.txt", "tokenizer.json", "vocab.txt")  # KerasHub's, then those of the Hub
@@ -70,6 +71,15 @@ def is_here(place: str) -> bool:
 
     repo, revision = _parsed(place)
     return isinstance(try_to_load_from_cache(repo, SAFETENSORS, revision=revision), str)
+
+
+def header_of(path: Path) -> bytes:
+    """The header of a safetensors file, JSON with a key an array; raises ValueError where it is too long to be one."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER:
+            raise ValueError(f"its header has {size} bytes, at most {MAX_HEADER} are read")
+        return file.read(size)
 
 
 def published_sha256(path: Path) -> str | None:

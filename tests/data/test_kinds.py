@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_train import assert_same_run, run
+from test_train import assert_same_run, run, run_stopped
 
 from tltrain import evaluate, export, predict, report
 from tltrain.checks import examination, settings
 from tltrain.checks.case import Case
 from tltrain.data.kinds.kind import Argument, Kind
-from tltrain.errors import ConfigError, TerminatedError
+from tltrain.errors import ConfigError
 from tltrain.experiment import sweeping
 from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
@@ -121,13 +121,7 @@ def test_rows_of_numbers_are_trained_stored_and_resumed_bitwise(numbers, tmp_pat
     stored = {path.name for path in (tmp_path / "features").rglob("inputs*")}
     assert stored == {"inputs.values.npy", "inputs.count.npy"}
     numbers.features.dir = str(tmp_path / "others")
-    for polls in (1, 3, 9):
-        left = iter([False] * polls)
-        try:
-            run(numbers, tmp_path / "stopped", stop=lambda left=left: next(left, True))
-        except TerminatedError:
-            continue
-    run(numbers, tmp_path / "stopped")
+    run_stopped(numbers, tmp_path / "stopped", (1, 3, 9))
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 

@@ -28,6 +28,19 @@ def run(config, path, **options):
     return train.run(config.copy_and_resolve_references(), path, Process(**options))
 
 
+def run_stopped(config, path, polls):
+    """The run, stopped when it has asked that many times whether it shall, for each of `polls`; then to its end."""
+    num_stopped = 0
+    for count in polls:
+        left = iter([False] * count)
+        try:
+            run(config, path, stop=lambda left=left: next(left, True))
+        except TerminatedError:
+            num_stopped += 1
+    assert num_stopped > 1, "it was stopped within its work"
+    return run(config, path)
+
+
 def without_times(value):
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if key not in TIMES}

@@ -1,22 +1,18 @@
 """The whole loop on a tiny BERT: what is stored, that stopping changes nothing, and every way to train."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import small_text
-from conftest import QUICKLY_COMPILED, graded, write_tiny_bert
+from conftest import graded, write_tiny_bert
+from devices import on_devices
 from safetensors.numpy import save_file
-from test_train import assert_same_run, run
+from test_train import assert_same_run, run, run_stopped
 
 from tltrain.cache import extraction
-from tltrain.config import flatten
-from tltrain.errors import ConfigError, TerminatedError, WeightsError
+from tltrain.errors import ConfigError, WeightsError
 from tltrain.experiment import sweeping, train
 from tltrain.models import zoo
 from tltrain.runtime.process import Process
@@ -62,48 +58,14 @@ def test_stopped_at_several_points_a_run_goes_on_bitwise(tiny_text, tmp_path, st
     tiny_text.model.dropout = 0.2
     run(tiny_text, tmp_path / "whole")
     tiny_text.features.dir = str(tmp_path / "others")
-    for polls in (1, 3, 5, 9, 12):
-        left = iter([False] * polls)
-        try:
-            run(tiny_text, tmp_path / "stopped", stop=lambda left=left: next(left, True))
-        except TerminatedError:
-            continue
-    run(tiny_text, tmp_path / "stopped")
+    run_stopped(tiny_text, tmp_path / "stopped", (1, 3, 5, 9, 12))
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-
-
-SCRIPT = """
-import sys, json
-from pathlib import Path
-import jax
-from tltrain import config as config_lib
-from tltrain.experiment import train
-devices, results = jax.local_devices(), []
-assert len(devices) == 2
-flat = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(sys.argv[1]).items()}
-for count, parallel in ((1, "jit"), (2, "jit"), (2, "pmap")):
-    jax.local_devices = lambda: devices[:count]
-    config = config_lib.default()
-    config.update_from_flattened_dict(flat | {"parallel": parallel, "features.dir": f"{sys.argv[2]}/{parallel}{count}"})
-    results.append(train.run(config, Path(sys.argv[2]) / f"run_{parallel}{count}")["phases"])
-print(json.dumps(results))
-"""
 
 
 def test_two_devices_agree_with_one(tiny_text, tmp_path):
     """By SGD: Adam would turn the rounding of a gradient near zero into a step of full size."""
     tiny_text.finetune.update(optimizer="sgd", learning_rate=1e-2, clip_norm=1.0)
-    flags = f"--xla_force_host_platform_device_count=2 {QUICKLY_COMPILED}"
-    environment = {"XLA_FLAGS": flags, "PYTHONPATH": f"{Path(train.__file__).parents[2]}"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(flatten(tiny_text)), str(tmp_path)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    one, *others = json.loads(done.stdout.splitlines()[-1])
+    one, *others = on_devices(tiny_text, tmp_path, 2)
     for two in others:
         for (phase, a), (_, b) in zip(losses({"phases": one}), losses({"phases": two}), strict=True):
             assert a == pytest.approx(b, rel=1e-6, abs=1e-6), phase

@@ -1,36 +1,12 @@
 """Eight simulated devices, under `jit` and `pmap`, agree with one."""
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import QUICKLY_COMPILED, graded
-
-from tltrain.config import flatten
-
-SCRIPT = """
-import sys, json
-from pathlib import Path
-import jax
-from conftest import TINY
-from tltrain import config as config_lib
-from tltrain.experiment import train
-from tltrain.models import zoo
-zoo.BACKBONES["tiny"] = TINY
-devices, results = jax.local_devices(), []
-assert len(devices) == 8
-flat = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(sys.argv[1]).items()}
-for count, parallel in ((1, "jit"), (8, "jit"), (8, "pmap")):
-    jax.local_devices = lambda: devices[:count]
-    config = config_lib.default()
-    config.update_from_flattened_dict(flat | {"parallel": parallel})
-    results.append(train.run(config, Path(sys.argv[2]) / f"{parallel}{count}")["phases"])
-print(json.dumps(results))
-"""
-
+from conftest import graded
+from devices import on_devices
 
 VARIANTS = {
     "plain": {},
@@ -54,17 +30,7 @@ def test_eight_devices_agree_with_one(tiny, tmp_path, variant):
     tiny.batch_size = 16
     tiny.model.dropout = 0.3
     tiny.finetune.update(batch_norm="train", optimizer="sgd", learning_rate=1e-2, clip_norm=1.0)
-    flags = f"--xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}"
-    environment = {"XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(flatten(tiny)), str(tmp_path)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    one, *others = json.loads(done.stdout.splitlines()[-1])
+    one, *others = on_devices(tiny, tmp_path, 8)
     for eight in others:
         for phase in one:
             for a, b in zip(one[phase]["history"], eight[phase]["history"], strict=True):

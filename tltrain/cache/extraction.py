@@ -44,7 +44,9 @@ class _Planned(NamedTuple):
     shape: packing.Shape | None = None
 
 
-def write(setup: Setup, variables: dict, origin: Origin, cut: int, folder: Path, title: str, progress: Progress) -> Any:
+def write(
+    setup: Setup, variables: dict, origin: Origin, cut: int, folder: Path, title: str, progress: Progress
+) -> store.Writer:
     """Writes what stages up to `cut` make of `origin` to the unfinished store of `folder`, as far as it is missing.
 
     Returns its writer. `title` and `progress` are those of `features.ensure`, as are the errors.
@@ -79,12 +81,9 @@ def write(setup: Setup, variables: dict, origin: Origin, cut: int, folder: Path,
 
 def _tokens(origin: Origin) -> pipeline.TokenRows | None:
     """The rows of tokens that a batch is packed of; None where rows are of one shape."""
-    if not origin.split.kind.ragged:
-        return None
-    if (stored := origin.stored) is not None:
-        assert stored.offsets is not None, "activations before pooling are of tokens"
-        return pipeline.TokenRows(stored.take, stored.readable, np.diff(stored.offsets))
-    return pipeline.tokens(origin.split, origin.corrupt)
+    if origin.stored is not None:
+        return origin.stored.tokens
+    return pipeline.tokens(origin.split, origin.corrupt) if origin.split.kind.ragged else None
 
 
 def _plan(setup, origin, tokens) -> list[_Planned]:

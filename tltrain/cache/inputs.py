@@ -106,9 +106,8 @@ class Inputs:
                 stores = [self._ensure(split, view, variables, None) for view in wanted]
             else:
                 stores = [self._from_earlier_cuts(split, cut, variables)]
-        row, first = stores[0].row, stores[0]
-        if first.offsets is not None:
-            rows = pipeline.TokenRows(first.take, first.readable, np.diff(first.offsets))
+        row = stores[0].row
+        if (rows := stores[0].tokens) is not None:
             return self._of_tokens(split, cut, row, rows)
 
         def batches(epoch, first):

@@ -87,12 +87,12 @@ def row_bytes(setup: Setup, cut: int) -> int:
     """Bytes that a store at `cut` takes for an example, of mean length where these differ."""
     kind, run = setup.data.kind, functools.partial(run_frozen, setup.model, start=0, stop=cut)
     lengths = setup.data.splits["train"].tokens.rows.lengths if kind.ragged else np.ones(1)
-    example: Any = forward_shapes(kind)
+    example: Any = _example_of(kind)
     result = as_stored(setup.config, jax.eval_shape(run, zoo.shapes(setup.model), x=example))
     return num_bytes(of_store(result, len(lengths), np.concatenate([[0], np.cumsum(lengths)]))[0]) // len(lengths)
 
 
-def forward_shapes(kind: Kind) -> Any:
+def _example_of(kind: Kind) -> Any:
     """Shapes of a batch of one example of `kind`, the longest."""
     row = kind.shapes()
     if kind.ragged:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tltrain.data.pipeline import TokenRows
 from tltrain.errors import WorkdirError
 
 _MISSING, _READABLE, _UNREADABLE = range(3)
@@ -65,6 +66,11 @@ class Store:
         self.readable: np.ndarray = self._rows["state"] == _READABLE
         self._checked = np.zeros(len(self._rows), bool)
         os.utime(folder / "store.json")  # the time of the last use
+
+    @property
+    def tokens(self) -> TokenRows | None:
+        """Its rows of tokens; None where an example is one row."""
+        return None if self.offsets is None else TokenRows(self.take, self.readable, np.diff(self.offsets))
 
     @property
     def row(self) -> Any:

@@ -10,7 +10,6 @@ from tltrain.data.kinds.text import Text, num_words
 from tltrain.models.bert import Bert
 
 _UNKNOWN = 0.02  # share of tokens in no vocabulary: of reviews in English under BERT's it is below 0.001
-_WASTED = 4  # times the longest text that `max_tokens` may be before a smaller one is worth a word
 _BINS = 8  # of the histogram
 
 
@@ -51,10 +50,7 @@ def check_vocabulary(case: Case) -> Iterator[Finding]:
 def _cut(lengths, max_tokens):
     over = lengths[lengths > max_tokens]
     if not len(over):
-        longest = int(lengths.max())
-        yield fine(f"none is longer than data.max_tokens = {max_tokens}")
-        if max_tokens >= _WASTED * longest:
-            yield fine(f"the longest has {longest}; since rows are not padded, a larger data.max_tokens costs nothing")
+        yield fine(f"none is longer than data.max_tokens = {max_tokens}; the longest has {lengths.max()}")
         return
     lost = int((over - max_tokens).sum())
     yield advice(

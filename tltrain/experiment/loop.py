@@ -26,7 +26,9 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
     """
     frozen = {"params": state.params, "batch_stats": state.batch_stats}
     train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
-    console.say("Compiling the training and evaluation steps ...")
+    shapes = len(train.shapes(0))
+    several = f", for {shapes} shapes of batches" if shapes > 1 else ""
+    console.say(f"Compiling the training and evaluation steps{several} ...")
     with run.process.clock("compile"):
         evaluation.prepare(run.setup, val)
     state = parallel.replicate(state, run.setup.mesh)

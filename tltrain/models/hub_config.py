@@ -1,10 +1,7 @@
 """What the small files beside weights from the Hub say of them: sizes, pooling, which arrays there are."""
 
-import functools
 import json
-import struct
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from tltrain import hub
@@ -33,7 +30,6 @@ _FIELDS = {
         "activation": "activation",
     },
 }
-_LARGEST_HEADER = 100 << 20  # bytes that safetensors reads
 
 
 def sizes_of(weights: str, activations: Collection[str]) -> dict[str, Any]:
@@ -93,20 +89,10 @@ def has_pooler(weights: str) -> bool:
     if path is None or path.suffix != ".safetensors":
         return True
     with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
-        return any("pooler." in name for name in _names(path, path.stat().st_mtime_ns))
+        return any("pooler." in name for name in json.loads(hub.header_of(path)))
 
 
 def _files(weights, wanted):
     place = hub.place_of(weights)
     assert place is not None, "a resolved config names the place of its weights"
     return hub.files(place, wanted)
-
-
-@functools.lru_cache(maxsize=8)
-def _names(path: Path, changed: int) -> tuple[str, ...]:
-    """The names of the arrays in a safetensors file, by its header."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        if size > _LARGEST_HEADER:
-            raise ValueError(f"its header declares {size} bytes")
-        return tuple(json.loads(file.read(size)))

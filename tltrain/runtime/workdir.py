@@ -21,7 +21,9 @@ from tltrain import formats, places
 from tltrain.errors import ConfigError, WorkdirError
 from tltrain.runtime import record
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "pillow", "h5py")
+_PACKAGES = tuple(
+    "jax jaxlib flax optax orbax-checkpoint tensorflow-datasets numpy pillow h5py safetensors tokenizers".split()
+)
 _REMEDY = "free space or check the folder, and start again, or choose another --workdir"
 
 
