@@ -1,13 +1,14 @@
-"""The tutorial's job beside the libraries a researcher would use instead: whole processes, alternating, medians.
+"""A job beside the libraries a researcher would use instead: whole processes, alternating, medians.
 
     python benchmarks/peers.py                       # images and weights of the quickstart
+    python benchmarks/peers.py --config configs/quickstart_text.py     # sentences
     python benchmarks/peers.py --config configs/cats_dogs.py --config.data.data_dir=...   # any job of two phases
 
 Run by the Python that has tltrain (`.venv/bin/python` after `bash launch/setup.sh`). The first time an environment of
-their own is made for the others, 8 GB from PyPI, in benchmarks/peers/.venv. Two cores: 27 minutes a round; Keras on
-JAX, at about ten images a second, comes on top, once. Leave the machine alone meanwhile. Round r has seed r.
+their own is made for the others, 8 GB from PyPI, in benchmarks/peers/.venv. Two cores: 27 minutes a round of images;
+Keras on JAX, at about ten images a second, comes on top, once. Leave the machine alone meanwhile. Round r has seed r.
 
-Every library gets the same images, arrays, rates, epochs and batches. Those that do not read TFDS get the encoded
+Every library gets the same examples, arrays, rates, epochs and batches. Those that do not read TFDS get the encoded
 images as files, written beforehand. Seconds are those of the whole process; memory is what its processes hold at most
 together.
 """
@@ -15,21 +16,22 @@ together.
 import json
 import os
 import platform
+import runpy
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from tltrain import config as config_lib
-from tltrain.models import freeze, zoo
+from tltrain.data import sources
+from tltrain.models import zoo
 from tltrain.runtime import console
-from tltrain.training.setup import read_data
-from tltrain.weights import download, keras_weights
 
 HERE = Path(__file__).parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "textile.py"), "The job.")
@@ -39,26 +41,7 @@ ONLY = flags.DEFINE_list("only", [], "Names of rows to run; default: all.")
 OUT = flags.DEFINE_string("out", "runs/peers.json", "Every measurement, as JSON; an earlier one there is continued.")
 SLOW = 600  # seconds above which a row runs in the first round alone
 
-KERAS = {"keras": "tensorflow", "keras_jax": "jax"}
-JOBS = {
-    "Keras fit (TensorFlow)": ("keras", "fit"),
-    "Keras fit (JAX)": ("keras_jax", "fit"),
-    "Keras features first": ("keras", "features"),
-    "PyTorch": ("torch", "fit"),
-    "PyTorch features first": ("torch", "features"),
-    "tltrain cold": ("tltrain", "cold"),
-    "tltrain features stored": ("tltrain", "stored"),
-    "Keras features first + fine-tune": ("keras", "finetune"),
-    "PyTorch features first + fine-tune": ("torch", "finetune"),
-    "tltrain cold + fine-tune": ("tltrain", "finetune"),
-}
-FORWARD = {
-    "forward: Keras predict (TensorFlow)": "keras",
-    "forward: Keras predict (JAX)": "keras_jax",
-    "forward: PyTorch": "torch",
-    "forward: onnxruntime": "onnxruntime",
-    "forward: tltrain": "tltrain",
-}
+KERAS = {"keras_jax": "jax"}  # the backend, where it is not TensorFlow
 
 
 def main(_):
@@ -69,19 +52,24 @@ def main(_):
     if changed := config_lib.differences(CONFIG.value, kept["config"]):
         raise SystemExit(f"{out} holds measurements of another job: {', '.join(changed)}; choose another --out")
     results = kept["rows"]
+    config = sources.resolved(zoo.resolved(CONFIG.value))
+    folder = HERE / "peers" / zoo.kind(config).name
+    kind = SimpleNamespace(**runpy.run_path(str(folder / "job.py")), folder=folder)
     with tempfile.TemporaryDirectory(prefix="tltrain_peers_") as scratch:
-        job = export(zoo.resolved(CONFIG.value), Path(scratch))
-        rows = [name for name in (*JOBS, *FORWARD) if not ONLY.value or name in ONLY.value]
+        stored = json.loads(config_lib.to_json(config))
+        job = {"scratch": scratch, "config": stored} | {key: stored[key] for key in ("batch_size", "probe", "finetune")}
+        job |= kind.export(config, Path(scratch))
+        rows = [name for name in (*kind.JOBS, *kind.FORWARD) if not ONLY.value or name in ONLY.value]
         for r in range(ROUNDS.value):
             for name in rows:
                 runs = results.setdefault(name, [])
                 if len(runs) > r or (r and runs[0]["seconds"] > SLOW):
                     continue
                 console.say(f"round {r + 1}: {name} ...")
-                runs.append(measure(name, job | {"seed": r}, python))
+                runs.append(measure(kind, name, job | {"seed": r}, python))
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(kept, indent=1))
-    show(results)
+    show(kind, results)
 
 
 def make_environment():
@@ -96,77 +84,27 @@ def make_environment():
     return str(folder / "bin/python")
 
 
-def export(config, scratch):
-    """The job in words, with its images and arrays in files for the other libraries."""
-    data = read_data(config)
-    for name in ("train", "val"):
-        split = data.splits[name]
-        for i, label in enumerate(split.labels):
-            folder = scratch / "images" / name / data.class_names[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{i:06d}.jpg").write_bytes(split.read(i))
-    model = zoo.create(config, len(data.class_names))
-    source = config.model.weights
-    path = download.imagenet(model.backbone) if source == "imagenet" else Path(source).expanduser()
-    shapes = {name: tree["backbone"] for name, tree in zoo.shapes(model).items()}
-    loaded = keras_weights.load(path, model.backbone.keras_layers(), shapes, config.model.sha256).variables
-    np.savez(scratch / "weights.npz", **dict(keras_arrays(model, loaded)))
-    stages = model.backbone.stages
-    kind, _, place = config.data.source.partition(":")
-    return {
-        "scratch": str(scratch),
-        "folder": str(scratch / "images"),
-        "tfds": place if kind == "tfds" else "",
-        "data_dir": config.data.data_dir,
-        "splits": config.data.splits,
-        "class_names": data.class_names,
-        "image_size": config.data.image_size,
-        "batch_size": config.batch_size,
-        "weights": str(scratch / "weights.npz"),
-        "weights_file": str(path),
-        "epochs": config.probe.epochs,
-        "learning_rate": config.probe.learning_rate,
-        "finetune_epochs": config.finetune.epochs,
-        "finetune_learning_rate": config.finetune.learning_rate,
-        "trainable_from": stages[freeze.cut(stages, config.finetune.freeze_until)],
-    }
-
-
-def keras_arrays(model, variables):
-    """`LAYER/i` and the array that Keras' `get_weights()[i]` has there."""
-    for layer in model.backbone.keras_layers():
-        params, stats = variables["params"], variables["batch_stats"]
-        for key in layer.path:
-            params, stats = params[key], stats.get(key, {})
-        if layer.class_name == "BatchNormalization":
-            arrays = [params["scale"], params["bias"], stats["mean"], stats["var"]]
-        else:
-            depthwise = layer.class_name == "DepthwiseConv2D"
-            arrays = [params["kernel"].transpose(0, 1, 3, 2) if depthwise else params["kernel"]]
-        for i, array in enumerate(arrays):
-            yield f"{layer.name}/{i}", array
-
-
-def measure(name, job, python):
+def measure(kind, name, job, python):
     """One run of a row, a whole process: its seconds, its largest memory, and what it says itself."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    if name in FORWARD:
-        library = FORWARD[name]
-        interpreter = sys.executable if library == "tltrain" else python
-        command = [interpreter, HERE / "peers" / "forward.py", library, json.dumps(job)]
-    else:
-        library, mode = JOBS[name]
-        command = [python, HERE / "peers" / f"{library.split('_')[0]}_job.py", json.dumps(job | {"mode": mode})]
-    if library in KERAS:
-        environment["KERAS_BACKEND"] = KERAS[library]
-    if name in JOBS and library == "tltrain":
+    library, mode = kind.JOBS.get(name) or (kind.FORWARD[name], "forward")
+    is_ours = library == "tltrain"
+    if mode == "forward":
+        interpreter = sys.executable if is_ours else python
+        command = [interpreter, HERE / "peers" / "forward.py", kind.folder.name, library, json.dumps(job)]
+    elif is_ours:
         command, workdir, environment["TLTRAIN_CACHE"] = tltrain_command(mode, job)
+    else:
+        environment["PYTHONPATH"] = str(HERE / "peers")
+        command = [python, kind.folder / f"{library.split('_')[0]}_job.py", json.dumps(job | {"mode": mode})]
+    if library.startswith("keras"):
+        environment["KERAS_BACKEND"] = KERAS.get(library, "tensorflow")
     measured = [sys.executable, HERE / "peers" / "measure.py", *command]
     ended = subprocess.run(measured, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     if ended.returncode:
         raise SystemExit(f"{name} failed:\n{ended.stdout[-3000:]}")
     *lines, cost = ended.stdout.strip().splitlines()
-    if name in JOBS and library == "tltrain":
+    if is_ours and mode != "forward":
         said = tltrain_result(json.loads((workdir / "report.json").read_text()))
     else:
         said = json.loads(lines[-1])
@@ -194,13 +132,13 @@ def tltrain_result(report):
     return result
 
 
-def show(results):
+def show(kind, results):
     """The tables, in Markdown."""
     cores = os.cpu_count()
     print(f"\n{platform.machine()}, {cores} cores; medians of alternating runs\n")
     print("| whole job, one process | runs | seconds | x tltrain cold | peak MiB | val accuracy | fine-tune epoch, s |")
     print("|---|---|---|---|---|---|---|")
-    for name in [name for name in JOBS if results.get(name)]:
+    for name in [name for name in kind.JOBS if results.get(name)]:
         runs = results[name]
         seconds = median(runs, "seconds")
         last = "finetune" if "finetune" in runs[0] else "probe"
@@ -212,15 +150,19 @@ def show(results):
             f"| {name} | {len(runs)} | {seconds:.1f} | {ratio} | {median(runs, 'mib'):.0f} | {accuracy:.4f} "
             f"| {'' if epoch is None else f'{epoch:.1f}'} |"
         )
-    print("\n| frozen forward pass | img/s | share of the matmul peak |")
-    print("|---|---|---|")
-    ours = results.get("forward: tltrain", [])
-    peak = max((run["peak_gflops"] for run in ours), default=float("nan"))
-    gflop = max((run["image_gflop"] for run in ours), default=float("nan"))
-    for name in [name for name in FORWARD if results.get(name)]:
-        rate = median(results[name], "images_per_second")
-        print(f"| {name.removeprefix('forward: ')} | {rate:.0f} | {rate * gflop / peak:.0%} |")
-    print(f"\nThe peak is {peak:.0f} GFLOP/s; an image takes {gflop:.2f} GFLOP.")
+    ours = results.get("forward: tltrain")
+    if not ours:
+        return
+    print(
+        f"\n| frozen forward pass | {kind.UNIT}/s | share of the matmul peak | features differ by |\n|---|---|---|---|"
+    )
+    peak, gflop = max(run["peak_gflops"] for run in ours), max(run["gflop"] for run in ours)
+    features = np.asarray(ours[0]["features"])
+    for name in [name for name in kind.FORWARD if results.get(name)]:
+        rate = median(results[name], "per_second")
+        difference = np.abs(np.asarray(results[name][0]["features"]) - features).max() / np.abs(features).max()
+        print(f"| {name.removeprefix('forward: ')} | {rate:.0f} | {rate * gflop / peak:.0%} | {difference:.0e} |")
+    print(f"\nThe peak is {peak:.0f} GFLOP/s; a {kind.UNIT} takes {gflop:.2f} GFLOP.")
 
 
 def median(runs, key):

@@ -6,12 +6,11 @@ does that and then trains the top of the base.
 
 import json
 import sys
-import time
 
 import torch
 import torchvision
-from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+from torch_fit import accuracy, fit, make_head
 from torch_mobilenet import make_base, pool
 from torchvision.transforms import v2
 
@@ -20,20 +19,17 @@ def main(job):
     torch.manual_seed(job["seed"])
     train, val = loaders(job)
     base = make_base(job["weights"])
-    num_classes = len(job["class_names"])
-    head = torch.nn.Linear(1280, 1 if num_classes == 2 else num_classes)
-    torch.nn.init.xavier_uniform_(head.weight)
-    torch.nn.init.zeros_(head.bias)
+    head = make_head(1280, job["num_classes"])
 
     def frozen(x):
         with torch.inference_mode():
             return pool(base(x.contiguous(memory_format=torch.channels_last)))
 
     if job["mode"] == "fit":
-        fit(head.parameters(), lambda x: head(frozen(x).clone()), train, val, job["epochs"], job["learning_rate"])
+        fit(head.parameters(), lambda x: head(frozen(x).clone()), train, val, job["probe"])
         return {"probe": accuracy(lambda x: head(frozen(x)), val)}
     pooled = [stored(frozen, split, job["batch_size"], shuffle=split is train) for split in (train, val)]
-    fit(head.parameters(), head, *pooled, job["epochs"], job["learning_rate"])
+    fit(head.parameters(), head, *pooled, job["probe"])
     result = {"probe": accuracy(head, pooled[1])}
     if job["mode"] == "finetune":
         first = int(job["trainable_from"].removeprefix("block_")) + 1  # after the stem and expanded_conv
@@ -45,7 +41,7 @@ def main(job):
             return head(pool(above(x)))
 
         parameters = [*above.parameters(), *head.parameters()]
-        seconds = fit(parameters, whole, train, val, job["finetune_epochs"], job["finetune_learning_rate"])
+        seconds = fit(parameters, whole, train, val, job["finetune"])
         result |= {"finetune": accuracy(whole, val), "finetune_epochs": seconds}
     return result
 
@@ -71,35 +67,6 @@ def loaders(job):
 def stored(frozen, split, batch_size, shuffle):
     pairs = [(frozen(x).clone(), y) for x, y in split]
     return DataLoader(TensorDataset(*map(torch.cat, zip(*pairs, strict=True))), batch_size, shuffle=shuffle)
-
-
-def fit(parameters, model, train, val, epochs, learning_rate):
-    """Trains, with validation after each epoch; returns the seconds of the training part of each."""
-    optimizer, seconds = torch.optim.Adam(parameters, learning_rate), []
-    for epoch in range(epochs):
-        started = time.perf_counter()
-        for x, y in train:
-            optimizer.zero_grad()
-            logits = model(x)
-            if logits.shape[1] == 1:
-                loss = functional.binary_cross_entropy_with_logits(logits[:, 0], y.float())
-            else:
-                loss = functional.cross_entropy(logits, y)
-            loss.backward()
-            optimizer.step()
-        seconds.append(time.perf_counter() - started)
-        print(f"epoch {epoch + 1}: val accuracy {accuracy(model, val):.4f}, {seconds[-1]:.2f} s", flush=True)
-    return seconds
-
-
-@torch.no_grad()
-def accuracy(model, split):
-    right = total = 0
-    for x, y in split:
-        logits = model(x)
-        predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-        right, total = right + int((predicted == y).sum()), total + len(y)
-    return right / total
 
 
 if __name__ == "__main__":

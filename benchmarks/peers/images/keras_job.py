@@ -6,33 +6,31 @@ its outputs; `finetune` does that and then trains the top of the base.
 
 import json
 import sys
-import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from keras_fit import Timer, make_head, make_optimizer
 
 
 def main(job):
     keras.utils.set_random_seed(job["seed"])
     train, val = splits(job)
     base = make_base(job)
-    binary = len(job["class_names"]) == 2
-    head = keras.layers.Dense(1, "sigmoid") if binary else keras.layers.Dense(len(job["class_names"]), "softmax")
-    loss = "binary_crossentropy" if binary else "sparse_categorical_crossentropy"
+    head, loss = make_head(job["num_classes"])
     base.trainable = False
     if job["mode"] == "fit":
         model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D(), head])
-        model.compile(keras.optimizers.Adam(job["learning_rate"]), loss, metrics=["accuracy"])
-        model.fit(train, validation_data=val, epochs=job["epochs"], verbose=2)
+        model.compile(make_optimizer(job["probe"], len(train)), loss, metrics=["accuracy"])
+        model.fit(train, validation_data=val, epochs=job["probe"]["epochs"], verbose=2)
         return {"probe": model.evaluate(val, verbose=0)[1]}
     extractor = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()])
     (train_x, train_y), (val_x, val_y) = features(extractor, train), features(extractor, val)
     probe = keras.Sequential([head])
-    probe.compile(keras.optimizers.Adam(job["learning_rate"]), loss, metrics=["accuracy"])
+    probe.compile(make_optimizer(job["probe"], len(train)), loss, metrics=["accuracy"])
     data = {"validation_data": (val_x, val_y), "batch_size": job["batch_size"]}
-    probe.fit(train_x, train_y, epochs=job["epochs"], verbose=2, **data)
+    probe.fit(train_x, train_y, epochs=job["probe"]["epochs"], verbose=2, **data)
     result = {"probe": probe.evaluate(val_x, val_y, verbose=0)[1]}
     if job["mode"] == "finetune":
         result |= finetune(job, base, head, loss, train, val)
@@ -84,9 +82,9 @@ def finetune(job, base, head, loss, train, val):
     for layer in base.layers[:first]:
         layer.trainable = False
     model = FineTuned(base, head)
-    model.compile(keras.optimizers.Adam(job["finetune_learning_rate"]), loss, metrics=["accuracy"])
+    model.compile(make_optimizer(job["finetune"], len(train)), loss, metrics=["accuracy"])
     timer = Timer()
-    model.fit(train, validation_data=val, epochs=job["finetune_epochs"], verbose=2, callbacks=[timer])
+    model.fit(train, validation_data=val, epochs=job["finetune"]["epochs"], verbose=2, callbacks=[timer])
     return {"finetune": model.evaluate(val, verbose=0)[1], "finetune_epochs": timer.seconds}
 
 
@@ -103,22 +101,6 @@ class FineTuned(keras.Model):
 
     def call(self, x):
         return self.head(self.pool(self.base(x, training=False)))
-
-
-class Timer(keras.callbacks.Callback):
-    """Seconds of the training part of each epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds, self.running = [], False
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started, self.running = time.perf_counter(), True
-
-    def on_test_begin(self, logs=None):
-        if self.running:
-            self.seconds.append(time.perf_counter() - self.started)
-            self.running = False
 
 
 if __name__ == "__main__":
