@@ -5,7 +5,7 @@ Normalisation comes after each sum, positions are learned, and layers have the n
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from tltrain.data.kinds.text import Text, num_words
 from tltrain.errors import ConfigError, WeightsError
 from tltrain.models import hub_config
 from tltrain.models.attention import attention, rows_of
-from tltrain.models.backbone import Backbone
+from tltrain.models.hub_backbone import HubBackbone
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -25,26 +25,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
 }
 _HEADS = (r"cls\..*", r"vocab_.*", r"classifier\..*", r"pre_classifier\..*")
-# what a layer is called in files of each family
-BERT = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attended": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm": "output.LayerNorm",
-}
-DISTILBERT = {
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "attended": "attention.out_lin",
-    "attention_norm": "sa_layer_norm",
-    "up": "ffn.lin1",
-    "down": "ffn.lin2",
-    "norm": "output_layer_norm",
+# what a layer is called in files of BERT, and in those of DistilBERT
+NAMES = {
+    "query": ("attention.self.query", "attention.q_lin"),
+    "key": ("attention.self.key", "attention.k_lin"),
+    "value": ("attention.self.value", "attention.v_lin"),
+    "attended": ("attention.output.dense", "attention.out_lin"),
+    "attention_norm": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "up": ("intermediate.dense", "ffn.lin1"),
+    "down": ("output.dense", "ffn.lin2"),
+    "norm": ("output.LayerNorm", "output_layer_norm"),
 }
 
 
@@ -71,7 +61,7 @@ class Embeddings(nn.Module):
 class Layer(nn.Module):
     """Attention among the tokens of a row, then two dense layers on each; normalised after each sum."""
 
-    distilled: bool  # whether its layers have the names of `DISTILBERT`
+    distilled: bool  # whether its layers have the names of DistilBERT
     num_heads: int
     widths: tuple[int, int]  # of what it takes and gives, and between its dense layers
     activation: str
@@ -82,7 +72,7 @@ class Layer(nn.Module):
     def __call__(self, x: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
         """`hidden` `[G, T, H]` of a packed batch to the same shape."""
         features, between = self.widths
-        names = DISTILBERT if self.distilled else BERT
+        names = {name: both[self.distilled] for name, both in NAMES.items()}
 
         def dense(features, name):
             return nn.Dense(features, dtype=self.dtype, name=names[name])
@@ -112,7 +102,7 @@ def first_of(x: dict[str, jax.Array]) -> jax.Array:
     return rows_of(x["hidden"], x)[..., 0, :]
 
 
-class Bert(Backbone):
+class Bert(HubBackbone):
     """Stages `embeddings`, `layer_0` ..., and `pooler` where the first token is pooled by it."""
 
     vocab_size: int = 30522
@@ -128,23 +118,14 @@ class Bert(Backbone):
     pooling: str = "cls"  # "cls": the first token | "pooler": the same through a dense layer | "mean": of all tokens
 
     kind = Text
-    variant: str = ""  # the repository of the Hub that has its weights, as "OWNER/NAME@REVISION"; "": any, by its sizes
-    sha256: str | None = None  # of the weight file of `variant`
-    hub_prefixes: ClassVar[tuple[str, ...]] = ("bert.", "distilbert.")
-    hub_unused: ClassVar[tuple[str, ...]] = (r"embeddings\.position_ids", r"pooler\..*", *_HEADS)
+    activations = ACTIVATIONS
+    hub_prefixes = ("bert.", "distilbert.")
+    hub_unused = (r"embeddings\.position_ids", r"pooler\..*", *_HEADS)
 
     def resolve(self, config: ConfigDict) -> None:
         """The weights of the variant where a config names none, and the pooling these were trained with."""
+        super().resolve(config)
         model = config.model
-        if model.weights in ("pretrained", "random"):
-            if not self.variant:
-                raise ConfigError(
-                    f"model.weights = {model.weights!r}, allowed with {model.backbone}: a path, 'hf:OWNER/NAME', or "
-                    "'random:' and one of these, since sizes and tokenizer are read there"
-                )
-            if model.weights == "pretrained" and self.sha256 and not model.sha256:
-                model.sha256 = self.sha256
-            model.weights = ("random:" if model.weights == "random" else "") + f"hf:{self.variant}"
         given = self.sized(config)
         if config.data.max_tokens > given.num_positions:
             raise ConfigError(
@@ -161,19 +142,9 @@ class Bert(Backbone):
         if model.pool == "cls" and not given.distilled and hub_config.has_pooler(model.weights):
             model.pool = "pooler"
 
-    def sized(self, config: ConfigDict) -> "Bert":
-        """The same with the sizes in the `config.json` of the weights, where it is of no variant."""
-        if self.variant:
-            return self
-        return self.clone(**hub_config.sizes_of(config.model.weights, ACTIVATIONS))
-
     def configured(self, config: ConfigDict) -> "Bert":
-        """Also with its sizes and its pooling."""
-        return super().configured(config).sized(config).clone(pooling=config.model.pool)
-
-    def files(self, config: ConfigDict) -> dict[str, str]:
-        """Its sizes, where it is of no variant."""
-        return {} if self.variant else {"config.json": hub_config.text_of(config.model.weights)}
+        """Also with its pooling."""
+        return super().configured(config).clone(pooling=config.model.pool)
 
     def check(self, kind: Text) -> None:
         """The tokenizer has no word that there is no embedding for."""
