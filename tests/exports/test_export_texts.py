@@ -1,5 +1,6 @@
 """Runs of texts leave as Keras layers that answer what the run does, whatever stands beside a text and behind it."""
 
+import math
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from test_main import ENVIRONMENT
 from tltrain import export
 from tltrain.data import packing
 from tltrain.data.kinds.text import Text
+from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import WeightsError
 from tltrain.experiment import finished
 from tltrain.exports import keras_bert, keras_model, proven
@@ -105,6 +107,14 @@ def test_what_a_program_needs_is_in_the_file_and_beside_it(name, tmp_path, capfd
     printed = capfd.readouterr()
     assert "on 10 texts of val the same answer for 100.0 %" in printed.out and not printed.err
     assert float(printed.out.partition("answers differ by at most ")[2].split()[0]) < 1e-5
+
+
+@pytest.mark.full
+def test_a_saved_model_has_each_array_once(tmp_path):
+    FORMATS["savedmodel"].write(run := untrained(tmp_path), tmp_path / "saved_model")
+    stored = import_tensorflow().train.load_checkpoint(tmp_path / "saved_model" / "variables" / "variables")
+    shapes = [shape for name, shape in stored.get_variable_to_shape_map().items() if name.endswith("VARIABLE_VALUE")]
+    assert sorted(map(math.prod, shapes)) == sorted(leaf.size for leaf in jax.tree.leaves(run.variables))
 
 
 def test_inputs_and_open_dimensions_of_onnx_have_the_names_of_the_signature(tmp_path):

@@ -87,7 +87,6 @@ def _write_saved_model(run, path):
         batch = dict(zip((argument.name for argument in arguments), values, strict=True))
         return {run.task.output: _answers(model, batch)}
 
-    archive.track(model)
     archive.add_endpoint("serve", serve, arguments)
     if run.class_names:
         archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(run.class_names)}, [])
