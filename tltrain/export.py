@@ -1,8 +1,10 @@
 """`python -m tltrain.export --workdir DIR --format keras,onnx`: a finished run as files that need no tltrain.
 
-Each goes the whole way from images, uint8 RGB `[B, H, W, 3]` of any size, to probabilities, float32 `[B, num_classes]`:
-resize and pixel scaling are inside, decoding is not. A file is loaded again and compared with the run on photos of val
-at their own sizes before it gets its name. Beside the files stands `class_names.json`.
+Each goes the whole way to probabilities, float32 `[B, num_classes]`, or to numbers where labels are numbers. It begins
+with images, uint8 RGB `[B, H, W, 3]` of any size: resize and pixel scaling are inside, decoding is not; or with the
+tokens of texts, int32 `[B, L]` of any length, padding last: `tokenizer.json` beside the files makes them. A file is
+loaded again and compared with the run on examples of val, at their own sizes, before it gets its name. Beside the files
+stands `class_names.json`.
 """
 
 import sys
@@ -13,6 +15,9 @@ from tltrain.experiment import finished
 from tltrain.exports import proven
 from tltrain.exports.formats import FORMATS
 from tltrain.runtime import command
+
+# what help calls the arguments of a file, by what a run takes
+ARGUMENTS = {"images": ("images",), "texts": ("input_ids", "attention_mask", "token_type_ids")}
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +37,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parser():
-    formats = [f"{name}: {f.file}\n  {f.usage}\n  class names: {f.class_names}" for name, f in FORMATS.items()]
+    formats = []
+    for name, one in FORMATS.items():
+        uses = [f"  {kind}: {one.use('PATH', names, 'probabilities')}" for kind, names in ARGUMENTS.items()]
+        formats += [f"{name}: {one.file}", *uses, f"  class names: {one.class_names}"]
     parser = command.of_run("export")
     parser.description = "\n\n".join([parser.description or "", (__doc__ or "").partition("\n\n")[2].rstrip()])
     parser.epilog = "\n".join(["formats, the file each makes, and its use:", *formats, "", parser.epilog or ""])

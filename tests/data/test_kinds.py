@@ -141,6 +141,9 @@ def test_the_verbs_take_rows_of_numbers(finished, tmp_path, capsys):
     assert call(report, finished) == 0
     assert call(export, "--workdir", finished, "--format", "stablehlo") == 0
     said = capsys.readouterr()
+    assert call(export, "--workdir", finished, "--format", "keras") == 2
+    refused = f"keras is made of layers of Keras, of which there is no dense, that takes rows; in {finished}; choose"
+    assert refused in capsys.readouterr().err
     assert "image" not in said.out + said.err
     page = (finished / "report.html").read_text()
     assert (

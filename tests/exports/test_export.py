@@ -122,7 +122,7 @@ def test_an_export_gives_the_probabilities_of_the_run_for_batches_of_any_size(na
     path = tmp_path / FORMATS[name].file
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["class_names.json", path.name])
     function = FORMATS[name].load(path)
-    found = [function(noise(2, *size, 3)) for size in SIZES]
+    found = [function({"images": noise(2, *size, 3)}) for size in SIZES]
     expected = [probabilities_of(run, noise(2, *size, 3)) for size in SIZES]
     assert np.std(np.concatenate(expected)[:, 0]) > 0.01
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=2e-5)
@@ -190,7 +190,7 @@ def test_the_weights_of_the_keras_model_read_back_are_those_of_the_run(run, tmp_
 def test_a_bfloat16_run_is_exported_in_float32(images, tmp_path):
     run = untrained(images, 2, **{"model.dtype": "bfloat16"})
     proven.export(run, ["stablehlo"], tmp_path, Process())
-    found = FORMATS["stablehlo"].load(tmp_path / "model.stablehlo")(noise(2, 40, 48, 3))
+    found = FORMATS["stablehlo"].load(tmp_path / "model.stablehlo")({"images": noise(2, 40, 48, 3)})
     np.testing.assert_allclose(found, probabilities_of(untrained(images, 2), noise(2, 40, 48, 3)), atol=2e-5)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tltrain.data.kinds.kind import Argument
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.experiment.finished import Finished
 from tltrain.exports import keras_model
@@ -24,15 +25,16 @@ from tltrain.models import convolution
 from tltrain.runtime import console
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which one StableHLO file runs
-Function = Callable[..., np.ndarray]  # examples as `Kind.raw` gives them, to `Task.activation`, float32 [B, K]
+# a batch as `Kind.raw` gives it, by the names of `Kind.signature` in their order, to `Task.activation`, float32 [B, K]
+Function = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 class Format(NamedTuple):
     """One format.
 
     `file` is the name of the file or folder it makes, `extra` the extra of pip that brings `packages`. `write(run,
-    path)` makes it, `load(path)` gives back what it computes. `usage` is how a program uses PATH, `class_names` where
-    they are in it. It is compared on `max_examples` examples: fewer where each size is compiled.
+    path)` makes it, `load(path)` gives back what it computes. `usage` is how a program uses it, see `use`,
+    `class_names` where they are in it. It is compared on `max_examples` examples: fewer where each size is compiled.
     """
 
     file: str
@@ -44,6 +46,21 @@ class Format(NamedTuple):
     class_names: str
     max_examples: int = 64
 
+    def use(self, path: str, names: Sequence[str], output: str) -> str:
+        """How a program uses the file at `path`, made of a run that takes arguments of `names` and answers `output`.
+
+        In `usage` they stand as `{values}`, `{keywords}` or `{dict}`, or as `{inputs}`: of several the dict.
+        """
+        by_name = f"{{{', '.join(f'{name!r}: {name}' for name in names)}}}"
+        return self.usage.format(
+            path=repr(path),
+            values=", ".join(names),
+            keywords=", ".join(f"{name}={name}" for name in names),
+            dict=by_name,
+            inputs=by_name if len(names) > 1 else names[0],
+            output=repr(output),
+        )
+
 
 def _write_keras(run, path):
     keras_model.build(run).save(path)
@@ -53,15 +70,24 @@ def _write_keras(run, path):
 
 def _load_keras(path):
     model = keras_model.import_keras().saving.load_model(path)
-    return lambda images: np.asarray(model(images, training=False))
+    return lambda batch: np.asarray(_answers(model, batch))
+
+
+def _answers(model, batch):
+    """Those of a Keras model, which takes a dict of several arguments, but one as it is."""
+    return model(batch if len(batch) > 1 else next(iter(batch.values())), training=False)
 
 
 def _write_saved_model(run, path):
     keras, tf = keras_model.import_keras(), import_tensorflow()
     model, archive = keras_model.build(run), keras.export.ExportArchive()
-    images = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
-    archive.track(model)
-    archive.add_endpoint("serve", lambda images: {run.task.output: model(images, training=False)}, [images])
+    arguments = [tf.TensorSpec(keras_model.sizes(axes), dtype, name) for name, dtype, axes in run.kind.signature()]
+
+    def serve(*values):
+        batch = dict(zip((argument.name for argument in arguments), values, strict=True))
+        return {run.task.output: _answers(model, batch)}
+
+    archive.add_endpoint("serve", serve, arguments)
     if run.class_names:
         archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(run.class_names)}, [])
     archive.write_out(str(path), verbose=False)
@@ -69,7 +95,7 @@ def _write_saved_model(run, path):
 
 def _load_saved_model(path):
     model = import_tensorflow().saved_model.load(str(path))
-    return lambda images: next(iter(model.serve(images).values())).numpy()
+    return lambda batch: next(iter(model.serve(*batch.values()).values())).numpy()
 
 
 def _write_tflite(run, path):
@@ -87,9 +113,9 @@ def _load_tflite(path):
 
     serve = Interpreter(str(path)).get_signature_runner("serve")
 
-    def run(images):
+    def run(batch):
         with _silent_stderr():
-            return next(iter(serve(images=images).values()))
+            return next(iter(serve(**batch).values()))
 
     return run
 
@@ -109,34 +135,36 @@ def _silent_stderr() -> Iterator[None]:
 
 def _write_onnx(run, path):
     keras, model = keras_model.import_keras(), keras_model.build(run)
-    images = keras.InputSpec("uint8", (None, None, None, 3), name="images")
+    arguments = keras.tree.map_structure(lambda x: keras.InputSpec(x.dtype, x.shape, name=x.name), model.input)
     with warnings.catch_warnings():  # of Keras and tf2onnx about names of NumPy
         warnings.simplefilter("ignore")
-        model.export(path, format="onnx", verbose=False, input_signature=[images])
+        model.export(path, format="onnx", verbose=False, input_signature=[arguments])
     import onnx
 
     stored = onnx.load(path)
-    _name_values(stored.graph, run.task.output)
+    _name_values(stored.graph, run.kind.signature(), run.task.output)
     onnx.helper.set_model_props(stored, {"class_names": json.dumps(run.class_names)})
     onnx.save(stored, path)
 
 
-def _name_values(graph: Any, answers: str) -> None:
+def _name_values(graph: Any, arguments: Sequence[Argument], answers: str) -> None:
     """Calls the output of an ONNX graph `answers`, and the dimensions that are open by what they are."""
-    (images,), (output,) = graph.input, graph.output
+    (output,) = graph.output
     for node in graph.node:
         node.output[:] = [answers if name == output.name else name for name in node.output]
     output.name = answers
-    for value, names in ((images, ("batch", "height", "width")), (output, ("batch",))):
-        for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
-            dimension.dim_param = name
+    axes_of = {argument.name: argument.axes for argument in arguments} | {answers: ("batch",)}
+    for value in (*graph.input, output):
+        for dimension, axis in zip(value.type.tensor_type.shape.dim, axes_of[value.name], strict=False):
+            if isinstance(axis, str):
+                dimension.dim_param = axis
 
 
 def _load_onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    return lambda images: session.run(None, {"images": images})[0]
+    return lambda batch: session.run(None, batch)[0]
 
 
 def _write_stablehlo(run, path):
@@ -157,7 +185,7 @@ def _write_stablehlo(run, path):
 
 def _load_stablehlo(path):
     run = jax.jit(jax.export.deserialize(path.read_bytes()).call)
-    return lambda *raw: np.asarray(run(*raw))
+    return lambda batch: np.asarray(run(*batch.values()))
 
 
 FORMATS = {
@@ -167,7 +195,7 @@ FORMATS = {
         ("keras",),
         _write_keras,
         _load_keras,
-        "model = keras.saving.load_model('PATH'); model(images)",
+        "model = keras.saving.load_model({path}); model({inputs})",
         "class_names.json in the file, which is a zip",
     ),
     "savedmodel": Format(
@@ -176,7 +204,7 @@ FORMATS = {
         ("keras",),
         _write_saved_model,
         _load_saved_model,
-        "model = tf.saved_model.load('PATH'); model.serve(images)['probabilities']",
+        "model = tf.saved_model.load({path}); model.serve({values})[{output}]",
         "model.class_names()['class_names']",
     ),
     "stablehlo": Format(
@@ -185,7 +213,7 @@ FORMATS = {
         (),
         _write_stablehlo,
         _load_stablehlo,
-        "model = jax.export.deserialize(Path('PATH').read_bytes()); model.call(images)",
+        "model = jax.export.deserialize(Path({path}).read_bytes()); model.call({values})",
         "class_names.json beside it",
         max_examples=12,
     ),
@@ -195,7 +223,7 @@ FORMATS = {
         ("keras", "tf2onnx", "onnx", "onnxruntime"),
         _write_onnx,
         _load_onnx,
-        "model = onnxruntime.InferenceSession('PATH'); model.run(None, {'images': images})[0]",
+        "model = onnxruntime.InferenceSession({path}); model.run(None, {dict})[0]",
         "model.get_modelmeta().custom_metadata_map['class_names'], JSON",
     ),
     "tflite": Format(
@@ -204,7 +232,7 @@ FORMATS = {
         ("keras", "ai_edge_litert"),
         _write_tflite,
         _load_tflite,
-        "model = Interpreter('PATH').get_signature_runner('serve'); model(images=images)['probabilities']",
+        "model = Interpreter({path}).get_signature_runner('serve'); model({keywords})[{output}]",
         "labels.txt in the file, which is a zip too",
     ),
 }

@@ -17,9 +17,9 @@ from tltrain.data import packing
 from tltrain.errors import ConfigError, DataError, TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import finished
 from tltrain.experiment.finished import Finished
+from tltrain.exports import keras_model
 from tltrain.exports.formats import FORMATS, Function
 from tltrain.models.classifier import run_frozen
-from tltrain.models.image_backbone import ImageBackbone
 from tltrain.runtime import console
 from tltrain.runtime.process import Process
 
@@ -68,16 +68,17 @@ def export(run: Finished, names: list[str], folder: Path, process: Process) -> N
     """Writes `run` to `folder` in each of the formats `names`, in float32, and says how to use it.
 
     Raises:
+        ConfigError: a format has no layers for the backbone of `run`.
         WeightsError: a file does not compute what the run does; it is removed.
         DataError: the examples of val cannot be read.
         WorkdirError: `folder` cannot be written.
         TerminatedError: `process.stop()` became true.
     """
     for name in names:
-        if FORMATS[name].packages and not isinstance(run.model.backbone, ImageBackbone):
+        if FORMATS[name].packages and keras_model.body_of(run.model.backbone) is None:
             raise ConfigError(
-                f"{name} is made of Keras' own networks of images; {run.path} has {run.config.model.backbone}, of "
-                f"{run.kind.name}; choose stablehlo"
+                f"{name} is made of layers of Keras, of which there is no {run.config.model.backbone}, that takes "
+                f"{run.kind.name}; in {run.path}; choose stablehlo"
             )
     run = run._replace(model=run.model.clone(backbone=run.model.backbone.clone(dtype=jnp.float32)))
     examples = read_examples(run, max(FORMATS[name].max_examples for name in names))
@@ -147,11 +148,12 @@ def _spread(total, count):
 
 def compare(run: Finished, function: Function, examples: Examples, process: Process) -> Compared:
     """Runs an export on `examples`, one by one."""
+    names = [argument.name for argument in run.kind.signature()]
     found = []
     for one in examples.raw:
         if process.stop():
             raise TerminatedError("stopped; the export under way is removed; the same command makes it")
-        found.append(function(*(part[None] for part in one))[0])
+        found.append(function({name: part[None] for name, part in zip(names, one, strict=True)})[0])
     theirs, ours = np.asarray(found), examples.answers
     difference = np.abs(theirs - ours).max() / max(1.0, np.abs(ours).max())
     return Compared(float(difference), float(run.task.same(theirs, ours).mean()))
@@ -164,10 +166,7 @@ def _say(run, name, path, compared, examples, seconds):
         f"{name}: {path}, {mib:.1f} MiB, {seconds:.0f} s; on {examples} of val the same answer for "
         f"{100 * compared.agreement:.1f} %, answers differ by at most {compared.difference:.0e}"
     )
-    usage = FORMATS[name].usage.replace("'PATH'", repr(str(path)))
-    usage = usage.replace("images", ", ".join(argument.name for argument in run.kind.signature())).replace(
-        "probabilities", run.task.output
-    )
-    console.say(f"  {usage}")
+    arguments = [argument.name for argument in run.kind.signature()]
+    console.say(f"  {FORMATS[name].use(str(path), arguments, run.task.output)}")
     if run.class_names:
         console.say(f"  class names: {FORMATS[name].class_names}")

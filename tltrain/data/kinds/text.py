@@ -143,7 +143,7 @@ class Text(Kind):
     def signature(self) -> tuple[Argument, ...]:
         """What tokenizers give: ids of tokens, 1 where there is one and 0 where not, types."""
         names = ("input_ids", "attention_mask", "token_type_ids")
-        return tuple(Argument(name, "int32", ("batch", "tokens")) for name in names)
+        return tuple(Argument(name, "int32", ("batch", "length")) for name in names)
 
     def raw(self, encoded: bytes) -> tuple[np.ndarray, ...]:
         """Its tokens, none of them padding."""
