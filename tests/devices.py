@@ -32,15 +32,20 @@ print(json.dumps(results))
 """
 
 
-def on_devices(config, folder, count):
-    """The `phases` of the report of `config` on one device, and twice on `count`."""
+def in_process(script, count, *arguments):
+    """What the Python `script` prints in a process with `count` devices."""
     flags = f"--xla_force_host_platform_device_count={count} {QUICKLY_COMPILED}"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(flatten(config)), str(folder), str(count)],
+        [sys.executable, "-c", script, *map(str, arguments)],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def on_devices(config, folder, count):
+    """The `phases` of the report of `config` on one device, and twice on `count`."""
+    return json.loads(in_process(SCRIPT, count, json.dumps(flatten(config)), folder, count).splitlines()[-1])

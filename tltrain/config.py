@@ -28,7 +28,7 @@ def default() -> ConfigDict:
     config.seed = 0  # of initial weights, order of examples, augmentation and dropout
     config.batch_size = 32  # examples a step, over all devices
     config.task = "auto"  # "classification" | "multi_label" | "regression": what labels are | "auto": as they are
-    config.parallel = "jit"  # "jit" | "pmap": how the step is spread over the local devices
+    config.parallel = "jit"  # "jit" (by shard_map) | "pmap": how the step is spread over the devices
 
     config.data = data = Keys()
     data.source = (

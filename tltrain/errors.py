@@ -42,6 +42,12 @@ class WorkdirError(TltrainError):
     exit_code = 6
 
 
+class HostError(TltrainError):
+    """Another process of the same job is missing."""
+
+    exit_code = 7
+
+
 class TerminatedError(TltrainError):
     """The process was asked to stop (SIGTERM or SIGINT) and has saved its state."""
 

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         train.run(arguments.config, arguments.workdir, process)
         return 0
 
-    return command.run(command.of_config("main"), argv, work)
+    return command.run(command.of_job("main"), argv, work)
 
 
 if __name__ == "__main__":

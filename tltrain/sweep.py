@@ -1,9 +1,11 @@
 """`python -m tltrain.sweep --config FILE --workdir DIR --seeds N`: every arm with every seed, and their table.
 
 The config file defines, beside `get_config`, a function `sweep` that yields one dict of changed keys an arm, such as
-`{"finetune.freeze_until": "block_12"}`.
+`{"finetune.freeze_until": "block_12"}`. A task of a Slurm job array does its share of the runs; the same command
+without an array does those that are missing, and prints the table.
 """
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -21,9 +23,16 @@ def main(argv: list[str]) -> int:
 
     def work(arguments, process):
         runs = sweeping.members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)
-        return sweeping.run(runs, arguments.workdir, process)
+        return sweeping.run(runs, arguments.workdir, process, share())
 
     return command.run(parser, argv, work)
+
+
+def share() -> tuple[int, int]:
+    """The number of this task in a Slurm job array, from 0, and how many tasks there are."""
+    task, first, count = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("ID", "MIN", "COUNT"))
+    step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", 1))
+    return ((task - first) // step, count) if count else (0, 1)
 
 
 def _arms_of(path: str) -> list[dict[str, Any]]:

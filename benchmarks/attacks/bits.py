@@ -111,7 +111,7 @@ def prepared():
     second = home / "run/checkpoints/finetune"
     config = runpy.run_path(str(home / "config.py"))["get_config"]()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(TerminatedError):
-        train.run(config, home / "run", Process(stop=lambda: any(second.glob("manifest_*"))))
+        train.run(config, home / "run", Process(asked=lambda: any(second.glob("manifest_*"))))
     shutil.copytree(home, "stopped")
     assert started()[0] == 0
     shutil.copytree(home, "finished")

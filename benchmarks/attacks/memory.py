@@ -56,7 +56,7 @@ def memory(kind):
         config.probe.epochs = STEPS // 6
         config.log.tensorboard = True
         with console.into(root / "output.txt"):
-            train.run(config, root / "run", Process(stop=look))
+            train.run(config, root / "run", Process(asked=look))
     return found[-STEPS:]
 
 

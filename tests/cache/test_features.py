@@ -148,7 +148,7 @@ def test_a_stopped_extraction_goes_on_where_it_stopped(tiny, tmp_path, monkeypat
     monkeypatch.setattr(store.Writer, "write", counted)
     left = iter([False] * polls + [True])
     with pytest.raises(TerminatedError, match="those done are kept"):
-        run(tiny, tmp_path / "run", stop=lambda: next(left, True))
+        run(tiny, tmp_path / "run", asked=lambda: next(left, True))
     assert losses(run(tiny, tmp_path / "run")) == losses(expected)
     assert set(written.values()) == {1} and len(written) == 2 * 48
 
@@ -173,7 +173,7 @@ def test_the_speed_is_that_of_the_images_computed_here_without_compiling(tiny, t
     monkeypatch.setattr(inputs, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     left = iter([False, False, True])
     with pytest.raises(TerminatedError):
-        run(tiny, tmp_path / "run", stop=lambda: next(left))
+        run(tiny, tmp_path / "run", asked=lambda: next(left))
     result = run(tiny, tmp_path / "run")  # 36 - 3 x 8 training and 12 val images are left, in two batches each
     assert result["features"]["examples_per_second"] == (12 + 12) / (2 + 2)
 

@@ -56,7 +56,7 @@ CHANGES = {
 def test_a_run_does_not_go_on_with_other_data(change, copied, tmp_path):
     config, root = copied
     with pytest.raises(TerminatedError):
-        run(config, tmp_path / "run", stop=stop_after(20))
+        run(config, tmp_path / "run", asked=stop_after(20))
     make, message = CHANGES[change]
     make(root)
     with pytest.raises(DataError, match=rf"a run on other inputs; .*{message}.*put them back"):
@@ -68,7 +68,7 @@ def test_a_run_does_not_go_on_with_other_weights(copied, tmp_path):
     config.model.update(backbone="mobilenet_v2_0.35", weights=str(tmp_path / "base.h5"))
     save_backbone(tmp_path / "base.h5", seed=0)
     with pytest.raises(TerminatedError):
-        run(config, tmp_path / "run", stop=stop_after(20))
+        run(config, tmp_path / "run", asked=stop_after(20))
     save_backbone(tmp_path / "base.h5", seed=1)
     with pytest.raises(WeightsError, match=r"a run on other inputs; .*weights: sha256 \w{64} -> \w{64}; put them back"):
         run(config, tmp_path / "run")

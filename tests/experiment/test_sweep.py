@@ -12,6 +12,7 @@ from test_main import write_config
 from test_train import run as run_alone
 from test_train import without_times
 
+from tltrain import sweep
 from tltrain.errors import ConfigError, TerminatedError
 from tltrain.experiment import sweeping, table
 from tltrain.runtime.process import Process
@@ -61,11 +62,28 @@ def test_an_arm_that_fails_is_shown_and_the_others_go_on(tiny, tmp_path, capsys)
 def test_a_stopped_sweep_goes_on_and_finished_runs_are_not_done_again(tiny, tmp_path):
     runs = sweeping.members(tiny, ARMS, 1, tmp_path)
     with pytest.raises(TerminatedError):
-        sweeping.run(runs, tmp_path, Process(stop=lambda: bool(reports(tmp_path))))
+        sweeping.run(runs, tmp_path, Process(asked=lambda: bool(reports(tmp_path))))
     (first, finished_at), *others = reports(tmp_path).items()
     assert not others
     assert sweeping.run(sweeping.members(tiny, ARMS, 1, tmp_path), tmp_path, Process()) == 0
     assert reports(tmp_path)[first] == finished_at and len(reports(tmp_path)) == 2
+
+
+def test_tasks_of_an_array_divide_what_is_not_trained_together_and_the_last_shows_the_table(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    tiny.finetune.epochs = 0
+    arms = [{"probe.learning_rate": 1e-3}, {"probe.augment": True}, {"probe.learning_rate": 1e-2}]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "3")
+    counts = []
+    for task in ("4", "7"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        runs = sweeping.members(tiny, arms, 1, tmp_path)
+        assert sweeping.run(runs, tmp_path, Process(), sweep.share()) == 0
+        counts.append((len(reports(tmp_path)), "Accuracy on val" in capsys.readouterr().out))
+    assert counts == [(2, False), (3, True)]
 
 
 @pytest.mark.parametrize(

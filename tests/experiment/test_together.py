@@ -137,7 +137,7 @@ def test_a_stopped_group_begins_again_and_what_is_finished_stays(probes, tmp_pat
     runs = sweeping.members(probes, RATES_AND_DECAYS, 1, tmp_path)
     calls = []
     with pytest.raises(TerminatedError):
-        sweeping.run(runs, tmp_path, Process(stop=lambda: len(calls) > 20 or calls.append(None)))
+        sweeping.run(runs, tmp_path, Process(asked=lambda: len(calls) > 20 or calls.append(None)))
     assert not list(tmp_path.rglob("report.json"))
     assert sweeping.run(runs, tmp_path, Process()) == 0
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("report.json")}

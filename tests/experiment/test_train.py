@@ -34,7 +34,7 @@ def run_stopped(config, path, polls):
     for count in polls:
         left = iter([False] * count)
         try:
-            run(config, path, stop=lambda left=left: next(left, True))
+            run(config, path, asked=lambda left=left: next(left, True))
         except TerminatedError:
             num_stopped += 1
     assert num_stopped > 1, "it was stopped within its work"
@@ -162,7 +162,7 @@ def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_pa
     for polls in (1, 2, 2, 1, 3, 4, 2, 7):  # the features are there already
         left = iter([False] * (polls - 1))
         with pytest.raises(TerminatedError, match="the same command") as error:
-            run(tiny, tmp_path / "stopped", stop=lambda left=left: next(left, True))
+            run(tiny, tmp_path / "stopped", asked=lambda left=left: next(left, True))
         stopped_at.append(re.search(r"(\w+) step (\d+)", str(error.value)).groups())
     probe = [("probe", step) for step in ("1", "3", "5", "5", "6", "10")]
     assert stopped_at == [*probe, ("probe", "10"), ("finetune", "5")]
@@ -173,7 +173,7 @@ def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_pa
 @pytest.mark.bits
 def test_a_stop_while_features_are_computed_loses_nothing(tiny, tmp_path):
     with pytest.raises(TerminatedError, match="same command"):
-        run(tiny, tmp_path / "stopped", stop=lambda: True)
+        run(tiny, tmp_path / "stopped", asked=lambda: True)
     run(tiny, tmp_path / "stopped")
     run(tiny, tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -243,7 +243,7 @@ def test_a_log_that_was_changed_is_told_and_changes_no_result(tiny, tmp_path, ca
     tiny.log.every_steps, tiny.features.enabled = 1, "off"
     whole, left = run(tiny, tmp_path / "whole"), iter([False] * 3)
     with pytest.raises(TerminatedError, match="probe step 4"):
-        run(tiny, tmp_path / "run", stop=lambda: next(left, True))
+        run(tiny, tmp_path / "run", asked=lambda: next(left, True))
     assert change() == ""
     assert without_times(run(tiny, tmp_path / "run")) == without_times(whole)
     assert f"{log} was changed or damaged: its lines of probe are not all those" in change()

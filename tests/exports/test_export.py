@@ -246,7 +246,7 @@ def test_an_export_with_an_altered_weight_is_refused_and_removed(images, tmp_pat
 
 def test_a_stopped_export_leaves_nothing(images, tmp_path):
     with pytest.raises(TerminatedError):
-        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, Process(stop=lambda: True))
+        proven.export(untrained(images, 2), ["stablehlo"], tmp_path, Process(asked=lambda: True))
     assert not list(tmp_path.iterdir())
 
 

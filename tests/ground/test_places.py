@@ -74,7 +74,7 @@ def test_a_run_begun_with_relative_paths_goes_on_from_its_folder(probe, tmp_path
     monkeypatch.chdir(tmp_path)
     probe.features.dir = "features"
     with pytest.raises(TerminatedError):
-        run(probe, tmp_path / "run", stop=lambda: True)
+        run(probe, tmp_path / "run", asked=lambda: True)
     path = tmp_path / "run" / "config.json"
     path.parent.mkdir(exist_ok=True)
     stored = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def test_a_workdir_may_have_any_name(images, probe, tmp_path, capsys):
     polls = iter([False] * 6)
     odd = tmp_path / ODD / "a"
     with pytest.raises(TerminatedError):
-        run(probe, odd, stop=lambda: next(polls, True))
+        run(probe, odd, asked=lambda: next(polls, True))
     run(probe, odd)
     run(probe, tmp_path / "plain")
     assert_same_run(odd, tmp_path / "plain")

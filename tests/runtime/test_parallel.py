@@ -1,12 +1,16 @@
 """Eight simulated devices, under `jit` and `pmap`, agree with one."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 from conftest import graded
-from devices import on_devices
+from devices import in_process, on_devices
+
+from tltrain import config as config_lib
+from tltrain.models import zoo
 
 VARIANTS = {
     "plain": {},
@@ -37,6 +41,46 @@ def test_eight_devices_agree_with_one(tiny, tmp_path, variant):
                 assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
                 assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
                 assert (12 * b["val"]["accuracy"]) == pytest.approx(round(12 * b["val"]["accuracy"]))
+
+
+COLLECTIVES = """
+import json, re, sys
+from pathlib import Path
+import jax
+from conftest import TINY
+from tltrain import config as config_lib
+from tltrain.experiment import train
+from tltrain.models import zoo
+
+compile, texts = jax.stages.Lowered.compile, []
+
+def noted(lowered, *arguments, **options):
+    made = compile(lowered, *arguments, **options)
+    texts.append(made.as_text())
+    return made
+
+jax.stages.Lowered.compile = noted
+zoo.BACKBONES["tiny"] = TINY
+train.run(config_lib.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+kinds = "all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"
+print([[len(re.findall(rf"= \\S.* {kind}(?:-start)?\\(", text)) for kind in kinds] for text in texts])
+"""
+
+
+def test_one_sum_a_step_is_all_that_devices_exchange(tiny, tmp_path):
+    """No pixel, activation or parameter is gathered, neither in a training step nor in a forward pass."""
+    tiny.model.dropout, tiny.finetune.clip_norm = 0.3, 1.0
+    done = in_process(COLLECTIVES, 8, config_lib.to_json(tiny), tmp_path / "run")
+    found = json.loads(done.splitlines()[-1])
+    assert all(sum(counts[1:]) == 0 and counts[0] <= 1 for counts in found), found
+    assert sum(counts[0] for counts in found) == 3, "the training steps of both phases, and the evaluation of heads"
+
+
+def test_a_backbone_under_pmap_knows_its_keras_layers():
+    """Statistics are averaged over an axis that stands in a step alone."""
+    config = config_lib.default()
+    config.parallel = "pmap"
+    assert zoo.create(config, 1).backbone.keras_layers()
 
 
 PROGRAMS = """

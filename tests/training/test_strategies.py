@@ -218,7 +218,7 @@ def test_a_phase_ends_after_patience_epochs_without_a_better_one_and_a_resumed_o
     for polls in (9, 8, 0):  # 7 an epoch, with its evaluation
         left = iter([False] * polls)
         with pytest.raises(TerminatedError):
-            run(tiny, tmp_path / "stopped", stop=lambda left=left: next(left, True))
+            run(tiny, tmp_path / "stopped", asked=lambda left=left: next(left, True))
     run(tiny, tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
@@ -272,7 +272,7 @@ def test_a_run_of_all_strategies_stopped_again_and_again_is_bitwise_one_never_st
     for polls in (2, 8, 3):  # 7 an epoch, with its evaluation
         left = iter([False] * polls)
         with pytest.raises(TerminatedError):
-            run(tiny, tmp_path / "stopped", stop=lambda left=left: next(left, True))
+            run(tiny, tmp_path / "stopped", asked=lambda left=left: next(left, True))
     run(tiny, tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 

@@ -105,7 +105,7 @@ def test_it_is_trained_resumed_bitwise_and_told_by_its_own_scores(config, tmp_pa
         assert "MAE" in said and "accuracy" not in said
     left = iter([False] * 7)
     with pytest.raises(TerminatedError):
-        run(config, tmp_path / "stopped", stop=lambda: next(left, True))
+        run(config, tmp_path / "stopped", asked=lambda: next(left, True))
     run(config, tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 

@@ -142,4 +142,4 @@ def test_a_stopped_evaluation_writes_nothing(done):
     found = finished.load(done)
     split = found.split(found.config.data.splits[1])
     with pytest.raises(TerminatedError, match="nothing was written"):
-        finished.evaluate(found, split, Process(stop=lambda: True))
+        finished.evaluate(found, split, Process(asked=lambda: True))

@@ -12,9 +12,11 @@ from tltrain.cache import forward, space, store
 from tltrain.data import packing, pipeline
 from tltrain.data.split import Split
 from tltrain.data.tensorflow import begin_import, import_tensorflow
+from tltrain.errors import TerminatedError
+from tltrain.runtime import hosts
 from tltrain.training.setup import Setup
 
-Progress = Callable[[str, int, int], contextlib.AbstractContextManager[Callable[[int], None]]]
+Progress = Callable[[str, int, int], contextlib.AbstractContextManager[Callable[[int], bool]]]
 
 
 class Origin(NamedTuple):
@@ -45,11 +47,19 @@ class _Planned(NamedTuple):
 
 
 def write(
-    setup: Setup, variables: dict, origin: Origin, cut: int, folder: Path, title: str, progress: Progress
-) -> store.Writer:
-    """Writes what stages up to `cut` make of `origin` to the unfinished store of `folder`, as far as it is missing.
+    setup: Setup,
+    variables: dict,
+    origin: Origin,
+    cut: int,
+    folder: Path,
+    title: str,
+    progress: Progress,
+    facts: dict[str, Any],
+) -> None:
+    """Writes what stages up to `cut` make of `origin` to the store of `folder`, as far as it is missing.
 
-    Returns its writer. `title` and `progress` are those of `features.ensure`, as are the errors.
+    `title` and `progress` are those of `features.ensure`, as are the errors; `facts` say what it holds. Each process
+    computes its share of the rows.
     """
     count = len(origin.split.ids)
     tokens = _tokens(origin)
@@ -57,10 +67,16 @@ def write(
     programs = [forward.program(setup, origin.start, cut, inputs) for inputs in _shapes(setup, origin, planned)]
     result = space.as_stored(setup.config, forward.result(programs[0]))
     arrays, offsets = space.of_store(result, count, tokens and tokens.offsets)
-    if not folder.with_suffix(".part").exists():
-        space.check(setup, folder.parent, count, space.num_bytes(arrays))
-    writer = store.Writer(folder, arrays, offsets)
+
+    def opened():
+        if not folder.with_suffix(".part").exists():
+            space.check(setup, folder.parent, count, space.num_bytes(arrays))
+        return store.Writer(folder, arrays, offsets)
+
+    writer = hosts.writer_first(opened)
+    hosts.gather(title, None)  # nothing is written before all have seen what is missing
     due = [batch for batch in planned if (writer.missing[batch.rows] & batch.mask).any()]
+    due = due[hosts.index() :: hosts.count()]
     batches = _batches(setup, origin, tokens, due)
     if origin.reads_examples:
         begin_import()  # TensorFlow comes in while XLA compiles
@@ -69,14 +85,18 @@ def write(
     computed = forward.activations(setup, origin.start, cut, variables, batches)
     if origin.reads_examples:
         import_tensorflow()
-    done = count - int(writer.missing.sum())
+    done, stopped = count - int(writer.missing.sum()), False
     with progress(title, count, done) as update:
         for batch, plan in zip(computed, due, strict=True):
             keep = np.flatnonzero(plan.mask)
             writer.write(batch["index"][keep], _rows(batch["inputs"], keep, result), batch["mask"][keep])
-            done += len(keep)
-            update(done)
-    return writer
+            done += len(keep) * hosts.count()
+            if stopped := update(min(done, count)):
+                break
+    writer.flush()
+    if any(hosts.gather(title, stopped)):
+        raise TerminatedError("stopped while features were computed; those done are kept; the same command goes on")
+    hosts.on_writer(writer.finish, facts)
 
 
 def _tokens(origin: Origin) -> pipeline.TokenRows | None:
@@ -89,9 +109,9 @@ def _tokens(origin: Origin) -> pipeline.TokenRows | None:
 def _plan(setup, origin, tokens) -> list[_Planned]:
     """Batches that hold every example once."""
     if tokens is None:
-        rows = pipeline.rows(len(origin.split.ids), setup.config.batch_size)
+        rows = pipeline.rows(len(origin.split.ids), setup.local_batch_size)
         return [_Planned(*batch) for batch in zip(*rows, strict=True)]
-    return [_Planned(*batch) for batch in packing.passes(tokens.lengths, setup.mesh.size)]
+    return [_Planned(*batch) for batch in packing.passes(tokens.lengths, setup.local_mesh.size)]
 
 
 def _shapes(setup, origin, planned) -> list[Any]:
@@ -99,15 +119,17 @@ def _shapes(setup, origin, planned) -> list[Any]:
     stored = origin.stored
     row = stored.row if stored else origin.split.kind.shapes()
     if not origin.split.kind.ragged:
-        return [forward.batch_of(row, setup.config.batch_size)]
-    return [packing.shapes_of(row, shape, setup.mesh.size) for shape in sorted({batch.shape for batch in planned})]
+        return [forward.batch_of(row, setup.local_batch_size)]
+    return [
+        packing.shapes_of(row, shape, setup.local_mesh.size) for shape in sorted({batch.shape for batch in planned})
+    ]
 
 
 def _batches(setup, origin, tokens, due) -> Iterator[pipeline.Batch]:
     labels, stored = origin.split.labels, origin.stored
     if tokens is not None:
-        return pipeline.from_tokens(tokens, labels, due, setup.mesh.size)
-    size = setup.config.batch_size
+        return pipeline.from_tokens(tokens, labels, due, setup.local_mesh.size)
+    size = setup.local_batch_size
     index = np.asarray([batch.rows for batch in due], np.int32).reshape(-1, size)
     mask = np.asarray([batch.mask for batch in due], bool).reshape(-1, size)
     if stored:

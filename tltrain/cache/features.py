@@ -23,7 +23,7 @@ from tltrain.data.split import Split
 from tltrain.errors import WorkdirError
 from tltrain.models.classifier import Classifier
 from tltrain.places import cache_dir
-from tltrain.runtime import console, signals
+from tltrain.runtime import console, hosts, signals
 from tltrain.training.setup import Setup
 
 
@@ -60,10 +60,11 @@ def ensure(
         base: an earlier cut and the store of the same rows there, to start from; or None: from the examples.
         corrupt: collects unreadable examples.
         progress: entered once all is compiled, with a title, the number of examples and how many of them are done
-            already; yields what is told how many are done.
+            already; yields what is told how many are done, and says whether to stop.
 
     Raises:
         DataError: too many unreadable examples.
+        TerminatedError: it was to stop.
         space.NoSpaceError: the disk is too full; the cuts that would fit are named.
         WorkdirError: the folder cannot be written.
     """
@@ -72,14 +73,15 @@ def ensure(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
-            stored = _stored(folder, len(wanted.split.ids))
-            if stored is None:
+            count = len(wanted.split.ids)
+            if not hosts.on_writer(lambda: _stored(folder, count) is not None):
                 start, before = base or (0, None)
                 origin = extraction.Origin(wanted.split, wanted.view, start, before, corrupt)
                 title = f"Computing the {place(setup.model, wanted.cut)}, {wanted.split.expression}"
-                extraction.write(setup, variables, origin, wanted.cut, folder, title, progress).finish(facts)
-                stored = _stored(folder, len(wanted.split.ids))
-                assert stored is not None, "it was written just now"
+                extraction.write(setup, variables, origin, wanted.cut, folder, title, progress, facts)
+            stored = _stored(folder, count)
+            if stored is None:
+                raise OSError(f"process {hosts.index()} does not see what process 0 wrote; the folder is not shared")
     except (OSError, ValueError) as error:
         raise WorkdirError(
             f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
@@ -148,6 +150,9 @@ def place(model: Classifier, cut: int) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    if not hosts.is_writer():
+        yield
+        return
     with path.open("w") as file:
         try:
             places.lock(file)

@@ -32,7 +32,7 @@ class Program(NamedTuple):
 
 def program(setup: Setup, start: int, stop: int, inputs: Any) -> Program:
     """Stages `[start, stop)` for batches of inputs like `inputs`, arrays or shapes."""
-    return Program(setup.model, start, stop, Shapes.of(inputs), setup.mesh)
+    return Program(setup.model, start, stop, Shapes.of(inputs), setup.local_mesh)
 
 
 def batch_of(row: Any, size: int) -> Any:
@@ -43,8 +43,7 @@ def batch_of(row: Any, size: int) -> Any:
 @functools.cache
 def _lowered(program: Program) -> Any:
     run = functools.partial(run_frozen, program.model, start=program.start, stop=program.stop)
-    whole, parts = parallel.shardings(program.mesh)
-    jitted = jax.jit(run, in_shardings=(whole, parts), out_shardings=parts, compiler_options=forward_options())
+    jitted = parallel.divided(run, program.mesh, (False, True), True, compiler_options=forward_options())
     shapes = zoo.shapes(program.model)
     shapes = shapes | jax.eval_shape(_constants(program), shapes)
     return jitted.lower(shapes, program.batch.tree)
@@ -82,7 +81,7 @@ def activations(setup: Setup, start: int, stop: int, variables: dict, batches: I
     However stages are divided into programs, and whatever stands in the other rows of a batch, a row is bitwise the
     same (on CPU).
     """
-    mesh = setup.mesh
+    mesh = setup.local_mesh
     frozen: dict[Program, dict] = {}
 
     def of_batches():

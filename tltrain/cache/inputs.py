@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,8 +13,7 @@ import numpy as np
 from tltrain import config as config_lib
 from tltrain.cache import features, forward, space
 from tltrain.data import packing, pipeline
-from tltrain.errors import TerminatedError
-from tltrain.runtime import console
+from tltrain.runtime import console, hosts, parallel
 from tltrain.runtime.process import Process
 from tltrain.training.setup import Setup
 
@@ -23,8 +23,9 @@ Batches = Iterator[pipeline.Batch]
 class SplitInputs(NamedTuple):
     """One split as a phase sees it.
 
-    `batches(epoch, first)` are those of an epoch, or in an order of evaluation where it is None; they begin before
-    stage `start`. `shapes(epoch)` are those of their inputs, where rows are tokens several. `row` is the shape of one
+    `batches(epoch, first)` are those of an epoch, of each the share of this process; or, where it is None, those that
+    this process evaluates. They begin before stage `start`. `shapes(epoch)` are those of the inputs of whole batches,
+    where rows are tokens several. `row` is the shape of one
     example, of mean length where it is tokens.
     """
 
@@ -53,8 +54,9 @@ class Inputs:
         self._num_computed, self._seconds_computing = 0, 0.0
 
     def num_corrupt(self) -> dict[str, int]:
-        """Unreadable examples seen so far, by split."""
-        return {name: len(corrupt.indices) for name, corrupt in self._corrupt.items()}
+        """Unreadable examples that all processes have seen so far, by split."""
+        of_all = hosts.gather("unreadable examples", {name: list(one.indices) for name, one in self._corrupt.items()})
+        return {name: len({i for of_one in of_all for i in of_one[name]}) for name in self._corrupt}
 
     def examples_per_second(self) -> float | None:
         """Speed of the frozen stages, up to the first cut, over the examples whose activations were computed so far.
@@ -118,25 +120,34 @@ class Inputs:
         return self._of_rows(batches, cut, row)
 
     def _of_rows(self, batches, start, row):
-        shapes = (forward.batch_of(row, self._config.batch_size),)
-        return SplitInputs(batches, start, lambda epoch: shapes, row)
+        def shapes(epoch):
+            size = self._setup.local_batch_size if epoch is None else self._config.batch_size
+            return (forward.batch_of(row, size),)
+
+        return SplitInputs(batches, start, shapes, row)
 
     def _of_tokens(self, split, start, row, rows):
         """From rows of tokens, shaped like `row`."""
-        examples, num_groups = self._setup.data.splits[split], self._setup.mesh.size
+        examples, setup = self._setup.data.splits[split], self._setup
 
         def plan(epoch, first):
             if epoch is None:
                 chosen = examples.rows
-                planned = packing.passes(rows.lengths[chosen], num_groups)
+                planned = packing.passes(rows.lengths[chosen], setup.local_mesh.size)
                 return ((np.where(mask, chosen[i], i), mask, shape) for i, mask, shape in planned)
-            return pipeline.packed_rows(rows.lengths, *self._rows(split, epoch, first), num_groups)
+            return pipeline.packed_rows(rows.lengths, *self._order(split, epoch, first), setup.mesh.size)
 
         def batches(epoch, first):
-            return pipeline.from_tokens(rows, examples.labels, plan(epoch, first), num_groups)
+            planned = plan(epoch, first)
+            if epoch is None:
+                own = itertools.islice(planned, hosts.index(), None, hosts.count())
+            else:
+                own = ((parallel.share(i), parallel.share(mask), shape) for i, mask, shape in planned)
+            return pipeline.from_tokens(rows, examples.labels, own, setup.local_mesh.size)
 
         def shapes(epoch):
             found = sorted({shape for _, _, shape in plan(epoch, 0)})
+            num_groups = (setup.local_mesh if epoch is None else setup.mesh).size
             return tuple(packing.shapes_of(row, shape, num_groups) for shape in found)
 
         mean = round(float(rows.lengths.mean()))
@@ -173,10 +184,7 @@ class Inputs:
 
             def progress(done):
                 update(done)
-                if self._process.stop():
-                    raise TerminatedError(
-                        "stopped while features were computed; those done are kept; the same command goes on"
-                    )
+                return self._process.stop()
 
             yield progress
         if from_examples:
@@ -197,12 +205,19 @@ class Inputs:
 
         return self._of_rows(batches, 0, kind.shapes())
 
-    def _rows(self, split, epoch, first):
-        """Training order where there is an epoch, else the order of the split."""
-        shuffle = None if epoch is None else (self._config.seed, epoch)
+    def _order(self, split, epoch, first):
+        """Rows of the batches of all processes: in training order where there is an epoch, else as in the split."""
+        shuffle, size = (None, self._setup.local_batch_size) if epoch is None else ((self._config.seed, epoch), None)
         rows = self._setup.data.splits[split].rows
-        order, mask = pipeline.rows(len(rows), self._config.batch_size, shuffle, first)
+        order, mask = pipeline.rows(len(rows), size or self._config.batch_size, shuffle, first)
         return rows[order], mask
+
+    def _rows(self, split, epoch, first):
+        """Those of this process: its share of each batch where there is an epoch, else some of the batches."""
+        order = self._order(split, epoch, first)
+        if epoch is None:
+            return [of_all[hosts.index() :: hosts.count()] for of_all in order]
+        return [parallel.share(of_all.T).T for of_all in order]
 
 
 def _size(inputs: SplitInputs) -> str:

@@ -151,11 +151,13 @@ class Writer:
             state = _READABLE if good else _UNREADABLE
             self._rows[i] = (state, _crc(self._folder, i, state, row))
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Gives the store its final name; `facts` (JSON) say what it holds."""
-        for array in self._inputs:
+    def flush(self) -> None:
+        """Gives what was written to the disk."""
+        for array in (*self._inputs, self._rows):
             array.flush()
-        self._rows.flush()
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Gives the store, which is flushed, its final name; `facts` (JSON) say what it holds."""
         if self._offsets is not None:
             np.save(self._part / "offsets.npy", self._offsets)
         (self._part / "store.json").write_text(json.dumps(facts | {"array": self._array}, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """Exact evaluation: every readable example of a split counts once, for any batch size and number of devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from tltrain.data import packing, pipeline
 from tltrain.data.split import Split
 from tltrain.models import zoo
 from tltrain.models.classifier import Shapes
-from tltrain.runtime import console, parallel
+from tltrain.runtime import console, hosts, parallel
 from tltrain.training import metrics, steps
 from tltrain.training.setup import Setup
 from tltrain.training.tasks.task import Task
@@ -48,7 +49,7 @@ def evaluated(setup: Setup, variables: dict, inputs: SplitInputs) -> Iterator[pi
 def _head_step_of(setup, num_rows):
     width = _head_shapes(setup.model)["kernel"].shape[0]
     batch = Shapes.of(batch_shapes(setup, jax.ShapeDtypeStruct((num_rows, width), jnp.float32)))
-    return _head_step(setup.model, setup.task, batch, setup.mesh, setup.config.parallel)
+    return _head_step(setup.model, setup.task, batch, setup.local_mesh, setup.config.parallel)
 
 
 def _head_shapes(model):
@@ -74,12 +75,13 @@ def over(
     """Evaluates `variables` on `examples`, which `inputs` are of; `title` stands beside the progress.
 
     The logits of an example are the same from its bytes as from stored activations. Where `features` is given, float32
-    `[N, C]`, pooled features are written to it. None where `stop()` became true.
+    `[N, C]`, pooled features are written to it. None where `stop()` became true. Each process does its part:
+    all get the scores of the whole split, the writer alone the rest of it.
     """
-    mesh = setup.mesh
+    mesh = setup.local_mesh
     head = parallel.replicate({"params": {"head": variables["params"]["head"]}}, mesh)
     logits = np.zeros((len(examples.ids), setup.model.num_outputs), np.float32)
-    counted, total = np.zeros(len(logits), bool), metrics.Total()
+    counted, total, stopped = np.zeros(len(logits), bool), metrics.Total(), False
     batches, done = evaluated(setup, variables, inputs), 0
     with console.progress(title, examples.num_examples) as update:
         for batch in parallel.prefetch(batches, mesh, setup.config.parallel):
@@ -93,9 +95,21 @@ def over(
                 features[index] = np.asarray(batch["inputs"])[mask]
             done += len(index)
             update(done)
-            if stop():
-                return None
-    return of_logits(setup.task, total, logits, counted, examples.labels)
+            if stopped := stop():
+                break
+    own = {"stopped": stopped, "total": dataclasses.asdict(total), "counted": np.flatnonzero(counted)}
+    parts = hosts.collect(title, own | {"logits": logits[counted]})
+
+    def of_all():
+        if any(part["stopped"] for part in parts):
+            return None
+        for part in parts:
+            logits[part["counted"]], counted[part["counted"]] = part["logits"], True
+        whole = metrics.Total.sum(metrics.Total(**part["total"]) for part in parts)
+        return of_logits(setup.task, whole, logits, counted, examples.labels).scores
+
+    scores = hosts.on_writer(of_all)
+    return None if scores is None else Evaluation(scores, logits, counted)
 
 
 def of_logits(

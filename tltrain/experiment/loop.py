@@ -146,7 +146,7 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
             with clock("train"):
                 state, step_metrics = train_step(state, batch)
             pending.append(step_metrics)
-            step, stop = epoch * phase.steps_per_epoch + i + 1, run.process.stop()
+            step, stop = epoch * phase.steps_per_epoch + i + 1, run.process.stop_at_step()
             last = i + 1 == phase.steps_per_epoch
             every = config.checkpoint.every_steps
             save = every and step % every == 0 and not last

@@ -100,7 +100,7 @@ def _after_probe(fixed: Setup, workdir: Path, process: Process) -> dict:
     alone = config_lib.copied(config)
     alone.finetune.epochs = 0
     console.say(f"The probe is trained first, in {workdir / 'find_lr'}.")
-    train.run(alone, workdir / "find_lr", Process(stop=process.stop))
+    train.run(alone, workdir / "find_lr", Process(asked=process.stop))
     return finished.model_of(workdir / "find_lr", alone, fixed.model, "probe")
 
 

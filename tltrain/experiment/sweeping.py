@@ -85,12 +85,19 @@ def _changed(base, arm):
     return config
 
 
-def run(runs: list[Member], workdir: Path, process: Process) -> int:
-    """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code."""
+def run(runs: list[Member], workdir: Path, process: Process, share: tuple[int, int] = (0, 1)) -> int:
+    """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code.
+
+    Of several that divide the runs, `share` is the number of this one, from 0, and how many there are; whoever is last
+    shows the table. What is trained together is not divided.
+    """
     num_failed = exit_code = 0
-    failed = _train_together(runs, process)
-    for i, member in enumerate(runs, 1):
-        title = f"[{i}/{len(runs)}] {member.arm}, seed {member.config.seed}"
+    number, count = share
+    units = list(_units(runs).values())[number::count]
+    own = [member for unit in units for member in unit]
+    failed = _train_together(units, process)
+    for i, member in enumerate(own, 1):
+        title = f"[{i}/{len(own)}] {member.arm}, seed {member.config.seed}"
         try:
             if member.path in failed:
                 raise failed[member.path]
@@ -103,20 +110,28 @@ def run(runs: list[Member], workdir: Path, process: Process) -> int:
             exit_code = exit_code or getattr(error, "exit_code", 1)
             kind = "" if isinstance(error, TltrainError) else f"{type(error).__name__}: "
             console.warn(f"{title} failed: {kind}{error}")
-    show(runs, workdir)
+    num_finished = len([member for member in runs if _finished(member)]) if count > 1 else len(runs)
+    if num_finished == len(runs):
+        show(runs, workdir)
+    else:
+        console.say(f"{num_finished} of {len(runs)} runs are finished, by all tasks of the array.")
     if num_failed:
-        console.say(f"{num_failed} of {len(runs)} runs failed; the same command tries them again.")
+        console.say(f"{num_failed} of {len(own)} runs failed; the same command tries them again.")
     return exit_code
 
 
-def _train_together(runs, process):
-    """Trains the probes that differ in numbers alone and have not begun; the errors of those that failed, by path."""
-    groups: dict[str, list[Member]] = {}
+def _units(runs) -> dict[Any, list[Member]]:
+    """What is trained together, or alone."""
+    units: dict[Any, list[Member]] = {}
     for member in runs:
-        if key := together.group_of(member.config):
-            groups.setdefault(key, []).append(member)
+        units.setdefault(together.group_of(member.config) or member.path, []).append(member)
+    return units
+
+
+def _train_together(units, process):
+    """Trains the probes that differ in numbers alone and have not begun; the errors of those that failed, by path."""
     failed: dict[Path, Exception] = {}
-    for group in groups.values():
+    for group in units:
         seeds = dict.fromkeys(member.config.seed for member in group)
         grid = [[(m.config, m.path) for m in group if m.config.seed == seed] for seed in seeds]
         num_due = sum(together.is_due(member.path) for member in group)
@@ -124,7 +139,7 @@ def _train_together(runs, process):
             continue
         console.say(f"Training {num_due} probes together: they differ in rate, decay or seed alone ...")
         try:
-            failed |= together.run(grid, Process(stop=process.stop))
+            failed |= together.run(grid, Process(asked=process.stop))
         except NoSpaceError as error:
             console.say(f"One by one, then: {error}")
         except TerminatedError:
@@ -140,7 +155,7 @@ def _result(member, title, process):
         return finished
     console.say(f"{title} ...")
     with console.into(member.path / "output.txt"):
-        return train.run(member.config, member.path, Process(stop=process.stop))
+        return train.run(member.config, member.path, Process(asked=process.stop))
 
 
 def _finished(member):

@@ -13,13 +13,13 @@ from tltrain import formats
 from tltrain.cache import space
 from tltrain.cache.inputs import Inputs
 from tltrain.data import identity, sources
-from tltrain.errors import TerminatedError, WeightsError, WorkdirError
+from tltrain.errors import ConfigError, TerminatedError, WeightsError, WorkdirError
 from tltrain.experiment import evaluation, loop, report, ridge
 from tltrain.experiment.phase import Phase, Run, open_checkpoints
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.pages import run_page
-from tltrain.runtime import console, record, signals
+from tltrain.runtime import console, hosts, record, signals
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
 from tltrain.runtime.process import Process
 from tltrain.runtime.record import LOG, has_digest, is_changed, read_report
@@ -46,26 +46,29 @@ def run(config: ConfigDict, path: Path, process: Process | None = None) -> dict[
     """
     config_lib.validate(config)
     config = sources.resolved(zoo.resolved(config))
-    with contextlib.closing(Workdir(path, config)) as work:
+    if hosts.count() > 1:
+        _check_hosts(config)
+    with contextlib.closing(hosts.only(lambda: Workdir(path, config), path=path)) as work:
         return _run_in(work, config, process or Process())
 
 
 def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, Any]:
     path = work.path
-    if (finished := _finished(path)) is not None:
+    if (finished := hosts.on_writer(_finished, path)) is not None:
         console.say(f"This run is finished; remove {path} to run it again.")
-        if not (path / "report.html").exists():  # a kill came between
+        if hosts.is_writer() and not (path / "report.html").exists():  # a kill came between
             run_page.end_run(path, lambda: setup.read_data(config))
         report.show(finished, path)
         return finished
     with signals.abandonable("reading data and weights"):
         fixed = setup.load(config, process.clock)
+        hosts.agree(_facts(fixed))
         console.say(report.data_line(fixed.data))
-        space.check_checkpoints(path, space.of_run(fixed))
+        hosts.on_writer(lambda: space.check_checkpoints(path, space.of_run(fixed)))
         variables, origin = initial_variables(config, fixed.model)
     begin(work, fixed, origin)
     phases, best = {}, {}
-    with contextlib.closing(Scalars(path, config)) as scalars:
+    with contextlib.closing(hosts.only(lambda: Scalars(path, config))) as scalars:
         shared = Run(fixed, process, Inputs(fixed, process), work, scalars)
         for name in config_lib.PHASES:
             if config[name].epochs:
@@ -75,9 +78,28 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
         chosen = max(phases, key=lambda name: fixed.task.rank(phases[name]["best"]["val"], best_by))
         evaluations = _evaluate(shared, chosen, best[chosen])
         result = finish(shared, phases, chosen, origin, evaluations, process.clock.total())
-    run_page.end_run(path, lambda: fixed.data)
+    if hosts.is_writer():
+        run_page.end_run(path, lambda: fixed.data)
     report.show(result, path)
     return result
+
+
+def _check_hosts(config):
+    """Raises ConfigError where processes differ, or the config asks for what one process does alone."""
+    hosts.agree({f"config.{key}": value for key, value in config_lib.flatten(config).items()})
+    hosts.agree({"the number of devices of a process": jax.local_device_count()})
+    alone = {"parallel": "pmap", "probe.optimizer": "ridge"}
+    for key, value in alone.items():
+        if config_lib.flatten(config)[key] == value:
+            raise ConfigError(f"{key} = {value!r} is done by one process, here are {hosts.count()}; choose another")
+
+
+def _facts(fixed):
+    """What processes have to have in common of their data."""
+    splits = fixed.data.splits.items()
+    counts = {f"the number of {name} {fixed.data.kind.name}": split.num_examples for name, split in splits}
+    prints = {f"the {name} {fixed.data.kind.name}": split.fingerprint for name, split in splits}
+    return {"the classes": list(fixed.data.class_names)} | counts | prints | {"steps": fixed.steps_per_epoch}
 
 
 def begin(work: Workdir, fixed: setup.Setup, origin: dict[str, Any]) -> None:
@@ -207,10 +229,15 @@ def finish(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Writes the predictions and `report.json`, whose content is returned; arguments as of `report.of_run`."""
+    counted = run.inputs.num_corrupt()
+    return hosts.on_writer(_written, run, phases, chosen, origin, evaluations, counted, seconds)
+
+
+def _written(run, phases, chosen, origin, evaluations, counted, seconds):
     task, splits = run.setup.task, run.setup.data.splits
     run.work.write_lines("predictions.jsonl", evaluation.predictions(task, splits, evaluations))
     measured = evaluation.in_detail(task, splits, evaluations)
-    counted, rate = run.inputs.num_corrupt(), run.inputs.examples_per_second()
+    rate = run.inputs.examples_per_second()
     made = report.of_run(run.setup, phases, chosen, origin, measured, counted, rate, seconds)
     run.scalars.result(made)
     return run.work.finish(made)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from tltrain.data.kinds.kind import Kind
+from tltrain.runtime.parallel import AXIS
 
 KERAS_FILES = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -55,7 +56,7 @@ class Backbone(nn.Module):
     """
 
     dtype: jnp.dtype = jnp.float32  # of activations
-    axis_name: str | None = None  # over which batch statistics are averaged under pmap
+    axis_name: str | None = None  # over which batch statistics are averaged; None: over none
     weight_file: WeightFile | None = None  # of this variant, without top; None: not published
 
     kind: ClassVar[type[Kind]]
@@ -71,8 +72,7 @@ class Backbone(nn.Module):
 
     def configured(self, config: ConfigDict) -> Self:
         """The same with what the whole `config` says of it."""
-        axis_name = "batch" if config.parallel == "pmap" else None
-        return self.clone(dtype=jnp.dtype(config.model.dtype), axis_name=axis_name)
+        return self.clone(dtype=jnp.dtype(config.model.dtype), axis_name=AXIS)
 
     def facts(self) -> dict[str, Any]:
         """What activations depend on beside rows, variables and the order of stages, as JSON."""

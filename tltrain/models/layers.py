@@ -13,6 +13,7 @@ from jax import lax
 
 from tltrain.models import winograd
 from tltrain.models.convolution import Padding, conv2d, on_cpu
+from tltrain.runtime import parallel
 
 Value = TypeVar("Value")
 
@@ -109,8 +110,8 @@ class BatchNorm(nn.Module):
         """Normalises `[B, H, W, D]` by the statistics of the batch, and moves the running ones towards them."""
         wide = x.astype(jnp.float32)
         mean, square = wide.mean((0, 1, 2)), (wide * wide).mean((0, 1, 2))
-        if self.axis_name is not None:
-            mean, square = lax.pmean((mean, square), self.axis_name)
+        if not self.is_initializing():
+            mean, square = parallel.mean((mean, square), self.axis_name)
         var = jnp.maximum(square - mean * mean, 0.0)
         if not self.is_initializing():
             self.mean.value += (1 - self.momentum) * (mean - self.mean.value)

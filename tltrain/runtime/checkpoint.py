@@ -30,6 +30,7 @@ from tltrain.errors import WeightsError, WorkdirError, foreign_errors, reason_of
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised as well, and told in a line
 
 _FROZEN = "frozen"
+_ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})  # whoever else is there
 
 
 class Checkpoints:
@@ -44,7 +45,11 @@ class Checkpoints:
         self._folder, self._frozen = folder.resolve(), frozen
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=_rank, n=1)])
         options = ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False, best_fn=_rank, preservation_policy=policy
+            enable_async_checkpointing=False,
+            best_fn=_rank,
+            preservation_policy=policy,
+            create=False,  # it is there, and Orbax would make it by all processes
+            multiprocessing_options=_ALONE,
         )
         with places.writing(self._folder, "check the folder and its disk, or choose another --workdir"):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +102,7 @@ class Checkpoints:
         sys.unraisablehook = before
 
     def _save_frozen(self, leaves):
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             checkpointer.save(self._named / _FROZEN, leaves, force=True)
         self._write_manifest(_FROZEN)
 
@@ -132,7 +137,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=args)
             frozen = {}
             if self._manifest(_FROZEN).exists():
-                with ocp.StandardCheckpointer() as checkpointer:
+                with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
                     frozen = checkpointer.restore(self._named / _FROZEN)
         return restored["state"] | frozen, restored["record"]
 

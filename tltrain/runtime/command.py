@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tltrain import config, places
-from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirError, reason_of
-from tltrain.runtime import console, parallel, signals
+from tltrain.errors import ConfigError, HostError, TerminatedError, TltrainError, WorkdirError, reason_of
+from tltrain.runtime import console, hosts, parallel, signals
 from tltrain.runtime.process import Process
 from tltrain.runtime.verbs import VERBS
 
@@ -47,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     def not_understood(self, argument: str) -> ConfigError:
         """What to say of `argument`."""
         name = f"--{argument.lstrip('-')}"
-        known = re.findall(r"--[a-z-]+", self.format_usage())
+        known = re.findall(r"--[a-z_-]+", self.format_usage())
         near = [name] if _OVERRIDE.match(name) else difflib.get_close_matches(name.partition("=")[0], known, n=1)
         advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
         return ConfigError(f"{argument!r} is not understood; on the command line; {advice}")
@@ -59,6 +60,16 @@ def of_config(verb: str) -> Parser:
     text = "file of the experiment; --config.KEY=VALUE changes a key of it, and tltrain/config.py has every key"
     made.add_argument("--config", dest="config_file", type=_config_file, metavar="FILE", required=True, help=text)
     made.add_argument("--workdir", type=path, metavar="DIR", help="folder of the record; default: runs/NAME_OF_FILE")
+    return made
+
+
+def of_job(verb: str) -> Parser:
+    """As `of_config`, of a verb that several processes may do together."""
+    made = of_config(verb)
+    text = "several processes: HOST:PORT at which number 0 listens, or 'auto'; needless under srun and mpirun"
+    made.add_argument("--coordinator", metavar="HOST:PORT", default="", help=text)
+    made.add_argument("--num_processes", type=int, metavar="P", help="with --coordinator: how many there are")
+    made.add_argument("--process_id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
     return made
 
 
@@ -99,18 +110,36 @@ def number(low: float, high: float) -> Callable[[str], float]:
 def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Process], int]) -> int:
     """Runs `work(arguments, process)` of a verb and returns its exit code, or that of the error it raises.
 
+    Where it is done by several processes together this one ends here, and the others know.
+
     `process.stop()` is true once SIGTERM or SIGINT came, see `signals`. `--debug` in `argv` shows the traceback of an
     error.
     """
     try:
+        code = _run(parser, argv, work)
+    except BaseException as error:
+        if hosts.count() > 1 and not isinstance(error, SystemExit):
+            traceback.print_exc()
+            hosts.leave(1)
+        raise
+    hosts.leave(code)
+    return code
+
+
+def _run(parser, argv, work):
+    try:
         with signals.noted() as stop:
             arguments = _read(parser, argv[1:])
+            if "coordinator" in arguments:
+                hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
             parallel.cache_compilations(places.cache_dir() / "xla")
-            return work(arguments, Process(stop=stop))
+            with contextlib.nullcontext() if hosts.is_writer() else console.into(Path(os.devnull)):
+                return work(arguments, Process(asked=stop))
     except signals.Abandoned as stopped:
         console.warn(str(stopped))
         with contextlib.suppress(OSError):
             sys.stdout.flush()
+        hosts.leave(TerminatedError.exit_code)
         os._exit(TerminatedError.exit_code)  # XLA may compile yet in a thread, which would crash as Python ends
     except (TltrainError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (*_OF_DISK, *_OF_PATH):
@@ -118,6 +147,13 @@ def run(parser: Parser, argv: list[str], work: Callable[[argparse.Namespace, Pro
         if "--debug" in argv:
             traceback.print_exc()
         return _told(error)
+    except jax.errors.JaxRuntimeError as error:
+        if hosts.count() == 1:
+            raise
+        try:
+            hosts.blame(error)
+        except HostError as lost:
+            return _told(lost)
 
 
 def _told(error: Exception) -> int:

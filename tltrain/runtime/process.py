@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from tltrain.runtime import hosts
+
 
 class Clock:
     """Seconds spent by part; parts may be entered many times, and one inside another counts for the inner one alone."""
@@ -39,7 +41,15 @@ class Clock:
 
 @dataclass(frozen=True)
 class Process:
-    """`clock` has the seconds of its run by part; `stop()`, polled between steps, is true once it is asked to end."""
+    """`clock` has the seconds of its run by part; `asked()` is true once this process was asked to end."""
 
     clock: Clock = field(default_factory=Clock)
-    stop: Callable[[], bool] = lambda: False
+    asked: Callable[[], bool] = lambda: False
+
+    def stop(self) -> bool:
+        """Polled between steps of other kinds than training: whether the run is to end here, in all processes."""
+        return hosts.stop_between(self.asked())
+
+    def stop_at_step(self) -> bool:
+        """Polled once after each training step was begun: whether it is the last, in all processes."""
+        return hosts.stop_at_step(self.asked())

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tltrain import config as config_lib
 from tltrain import formats, places
 from tltrain.errors import ConfigError, WorkdirError
-from tltrain.runtime import record
+from tltrain.runtime import hosts, record
 
 _PACKAGES = tuple(
     "jax jaxlib flax optax orbax-checkpoint tensorflow-datasets numpy pillow h5py safetensors tokenizers".split()
@@ -166,6 +166,7 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "processes": hosts.count(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
         "packages": versions,
     }

@@ -1,7 +1,7 @@
 """Metrics as sums and counts: batches of any size and mask add up to the exact figures of a split."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.struct
 import jax
@@ -37,6 +37,12 @@ class Total:
         self.loss += float(metrics.loss)
         self.score += float(metrics.score)
         self.count += int(metrics.count)
+
+    @classmethod
+    def sum(cls, parts: Iterable["Total"]) -> "Total":
+        """That of all `parts`."""
+        of_each = zip(*map(dataclasses.astuple, parts), strict=True)
+        return cls(*map(sum, of_each))
 
     def summary(self, metric: str) -> dict[str, float]:
         """The means of losses and scores, which are those of `metric`; NaN where nothing was counted."""

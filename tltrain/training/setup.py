@@ -10,7 +10,7 @@ from tltrain.data.split import Data
 from tltrain.errors import ConfigError
 from tltrain.models import freeze, zoo
 from tltrain.models.classifier import Classifier
-from tltrain.runtime import parallel
+from tltrain.runtime import hosts, parallel
 from tltrain.runtime.process import Clock
 from tltrain.training.tasks import choose
 from tltrain.training.tasks.task import Task
@@ -19,7 +19,10 @@ _SMALL_BATCH, _PADDED = 256, 8  # examples that a batch may always have, and tim
 
 
 class Setup(NamedTuple):
-    """The experimental setup: a valid config, the data, the task and the model it describes, and the devices."""
+    """The experimental setup: a valid config, the data, the task and the model it describes, and the devices.
+
+    Training steps span the devices of all processes, `mesh`; all else is done by each process on its own ones.
+    """
 
     config: ConfigDict
     data: Data
@@ -31,6 +34,16 @@ class Setup(NamedTuple):
     def steps_per_epoch(self) -> int:
         """Steps that see every training example once."""
         return pipeline.num_batches(self.data.splits["train"].num_examples, self.config.batch_size)
+
+    @property
+    def local_mesh(self) -> Mesh:
+        """The devices of this process."""
+        return parallel.local(self.mesh)
+
+    @property
+    def local_batch_size(self) -> int:
+        """Rows of a batch that this process computes."""
+        return self.config.batch_size // hosts.count()
 
     @property
     def num_stages(self) -> int:

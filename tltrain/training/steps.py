@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tltrain.data.pipeline import Batch
 from tltrain.models import freeze
 from tltrain.models.classifier import Classifier, run_frozen
+from tltrain.runtime import parallel
 from tltrain.training import metrics, mix
 from tltrain.training.tasks.task import Task
 
@@ -130,7 +131,7 @@ def train_step(
 
     grads, (logits, losses, batch_stats) = jax.grad(summed_loss, has_aux=True)(trainable)
     counted = metrics.of_batch(losses, recipe.task.score(logits, batch["label"]), batch["mask"])
-    grads, counted = _sum_over(axis_name, (grads, counted))
+    grads, counted = parallel.total((grads, counted), axis_name)
     grads = jax.tree.map(lambda g: g / jnp.maximum(counted.count, 1), grads)
     moved, opt_state = _update(state, tx, grads, trainable, frozen)
     average = _averaged(state.average, moved, recipe.ema) if recipe.ema else None
@@ -155,10 +156,6 @@ def _is_none(x):
     return x is None
 
 
-def _sum_over(axis_name, tree):
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
-
-
 def eval_step(
     variables: dict, batch: Batch, *, model: Classifier, task: Task, axis_name: str | None = None
 ) -> tuple[metrics.Metrics, jax.Array]:
@@ -169,4 +166,4 @@ def eval_step(
     logits: Any = model.apply(variables, batch["inputs"], len(model.backbone.stages))
     losses, scores = task.losses(logits, batch["label"]), task.score(logits, batch["label"])
     counted = metrics.of_batch(losses, scores, batch["mask"])
-    return _sum_over(axis_name, counted), logits
+    return parallel.total(counted, axis_name), logits

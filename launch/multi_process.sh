@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# A run by several processes of this machine, as on several hosts: `bash launch/multi_process.sh 2 --config FILE ...`.
+# To try it, or a process a GPU. On CPU the numbers are those of one process with as many devices.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/setup.sh
+count="$1"
+shift
+port="$(.venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')"
+processes=()
+trap 'kill -TERM "${processes[@]}" 2> /dev/null; wait' TERM INT
+for ((i = count - 1; i >= 0; i--)); do
+    JAX_LOCAL_DEVICE_IDS="$i" .venv/bin/python -m tltrain.main "$@" \
+        --coordinator="localhost:$port" --num_processes="$count" --process_id="$i" &
+    processes+=($!)
+done
+code=0
+for process in "${processes[@]}"; do
+    wait "$process" || code=$?
+done
+exit "$code"
