@@ -95,12 +95,11 @@ def losses(found, split):
 
 @pytest.fixture
 def job(tiny, tmp_path):
-    """Makes jobs of `tiny`, each with features of its own, and ends them with the test."""
+    """Makes jobs of a config, each with features of its own, and ends them with the test."""
     made = []
-    tiny.features.dir = ""
 
-    def make(name, count, **options):
-        config = tiny.copy_and_resolve_references()
+    def make(name, count, given=tiny, **options):
+        config = given.copy_and_resolve_references()
         config.features.dir = str(tmp_path / name / "features")
         made.append(Job(config, tmp_path / name, count, **options))
         return made[-1]
@@ -141,6 +140,17 @@ def test_processes_that_differ_are_told_before_anything_is_computed(job, tiny):
 def test_flags_that_make_no_job_are_refused_in_a_line(tiny, tmp_path, job, flags, environment, message):
     wrong = job("wrong", 1, changes=[flags], environment=environment)
     assert wrong.end(60) == [2] and message in wrong.told()[0]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("stored", ["auto", "off"])
+def test_texts_are_divided_too(tiny_text, tmp_path, job, stored):
+    tiny_text.features.enabled = stored
+    assert job("one", 1, tiny_text, devices=2).end() == [0]
+    assert job("two", 2, tiny_text).end() == [0, 0]
+    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    assert losses(two, "train") == losses(one, "train")
+    assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-6)
 
 
 DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}

@@ -97,13 +97,14 @@ def over(
             update(done)
             if stopped := stop():
                 break
-    own = {"stopped": stopped, "total": dataclasses.asdict(total), "counted": np.flatnonzero(counted)}
-    parts = hosts.collect(title, own | {"logits": logits[counted]})
+    own = {"stopped": stopped, "total": dataclasses.asdict(total)}
+    rows = {} if hosts.is_writer() else {"counted": np.flatnonzero(counted), "logits": logits[counted]}
+    parts = hosts.collect(title, own | rows)
 
     def of_all():
         if any(part["stopped"] for part in parts):
             return None
-        for part in parts:
+        for part in parts[1:]:
             logits[part["counted"]], counted[part["counted"]] = part["logits"], True
         whole = metrics.Total.sum(metrics.Total(**part["total"]) for part in parts)
         return of_logits(setup.task, whole, logits, counted, examples.labels).scores
