@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tltrain import config, places
-from tltrain.errors import ConfigError, HostError, TerminatedError, TltrainError, WorkdirError, reason_of
+from tltrain.errors import ConfigError, TerminatedError, TltrainError, WorkdirError, reason_of
 from tltrain.runtime import console, hosts, parallel, signals
 from tltrain.runtime.process import Process
 from tltrain.runtime.verbs import VERBS
@@ -150,16 +150,14 @@ def _run(parser, argv, work):
     except jax.errors.JaxRuntimeError as error:
         if hosts.count() == 1:
             raise
-        try:
-            hosts.blame(error)
-        except HostError as lost:
-            return _told(lost)
+        return _told(hosts.blame(error))
 
 
 def _told(error: Exception) -> int:
     """Says `error` in a line and returns its exit code; one of a full disk may have been met by the output itself."""
     if isinstance(error, TltrainError):
-        console.warn(str(error))
+        if hosts.is_writer() or not isinstance(error, TerminatedError):  # of all that stopped one says so
+            console.warn(str(error))
         return error.exit_code
     place = getattr(error, "filename", None) or "while output was written"
     if isinstance(error, OSError) and error.errno in _OF_PATH:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed
@@ -93,12 +93,12 @@ def leave(code: int) -> None:
         os._exit(code)  # an end of jax's own would wait for processes that are gone
 
 
-def blame(error: Exception) -> NoReturn:
-    """Raises the HostError that stands for an `error` of the devices or of the service, unless a process is missed."""
+def blame(error: Exception) -> HostError:
+    """What stands for an `error` of devices or service; where a process is missing this one ends meanwhile."""
     if _watch is not None:
         _watch.suspect()
     time.sleep(SILENT_SECONDS)  # in which `Watch` names the process that is missing, and ends this one
-    raise HostError(f"the processes lost each other; {reason_of(error)}; the same command goes on") from error
+    return HostError(f"the processes lost each other; {reason_of(error)}; the same command goes on")
 
 
 def count() -> int:
