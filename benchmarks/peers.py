@@ -94,6 +94,8 @@ def measure(kind, name, job, python):
         command = [interpreter, HERE / "peers" / "forward.py", kind.folder.name, library, json.dumps(job)]
     elif is_ours:
         command, workdir, environment["TLTRAIN_CACHE"] = tltrain_command(mode, job)
+        if mode == "stored" and not Path(environment["TLTRAIN_CACHE"]).exists():  # of a row that is asked for alone
+            subprocess.run(tltrain_command("cold", job)[0], env=environment, stdout=subprocess.DEVNULL, check=True)
     else:
         environment["PYTHONPATH"] = str(HERE / "peers")
         command = [python, kind.folder / f"{library.split('_')[0]}_job.py", json.dumps(job | {"mode": mode})]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,23 +34,24 @@ def get_config():
 class Job:
     """`count` processes of one run in `folder`, each with its output."""
 
-    def __init__(self, config, folder, count, devices=1, changes=(), environment=None):
+    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=()):
         folder.mkdir(exist_ok=True)
         file, text = folder / "config.py", config_lib.to_json(config)
         file.write_text(CONFIG.format(text=text))
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            place = f"localhost:{free.getsockname()[1]}"
+            address = f"localhost:{free.getsockname()[1]}"
         flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY_COMPILED}"
         given = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
         given |= environment or {}
         self.workdir, self.processes = folder / "run", []
         for i in range(count):
-            several = [f"--coordinator={place}", f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
+            several = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
             command = [sys.executable, "-m", "tltrain.main", f"--config={file}", f"--workdir={self.workdir}", *several]
             command += changes[i] if changes else []
             with (folder / f"said_{i}").open("w") as said:
-                process = subprocess.Popen(command, stdout=said, stderr=said, env=given)
+                place = places[i] if places else None
+                process = subprocess.Popen(command, stdout=said, stderr=said, env=given, cwd=place)
             self.processes.append(process)
         self.said = [folder / f"said_{i}" for i in range(count)]
 
@@ -109,24 +112,50 @@ def job(tiny, tmp_path):
         one.kill()
 
 
-def test_two_processes_give_the_bits_of_one_with_two_devices_and_go_on_from_each_other(tiny, tmp_path, job):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What is made of a config by one process, or by `count`, never stopped; run once for all tests that ask."""
+    made = {}
+
+    def result_of(config, count=1, devices=1):
+        config = config.copy_and_resolve_references()
+        config.features.dir = ""
+        key = (config_lib.to_json(config), count, devices)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            config.features.dir = str(folder / "features")
+            assert Job(config, folder, count, devices).end() == [0] * count
+            made[key] = result(folder)
+        return made[key]
+
+    return result_of
+
+
+def test_two_processes_give_the_bits_of_one_with_two_devices_and_go_on_from_each_other(tiny, tmp_path, job, whole):
     tiny.model.dropout, tiny.checkpoint.every_steps = 0.3, 2
-    assert job("one", 1, devices=2).end() == [0]
     stopped = job("two", 2)
     stopped.reach("checkpoints/probe/manifest_2.json")
     stopped.processes[1].send_signal(signal.SIGTERM)
     assert stopped.end() == [143, 143], stopped.told()
     assert job("two", 2).end() == [0, 0]
-    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    one, two = whole(tiny, devices=2), result(tmp_path / "two")
     assert losses(two, "train") == losses(one, "train") and two[1] == one[1]
     assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-7), "summed in another order"
     assert json.loads((tmp_path / "two/run/environment.json").read_text())["processes"] == 2
 
 
-def test_processes_that_differ_are_told_before_anything_is_computed(job, tiny):
+def test_processes_that_differ_are_told_before_anything_is_computed(job, tiny, tmp_path):
     other = job("differ", 2, changes=[[], ["--config.batch_size=16"]])
     assert other.end(60) == [2, 2]
-    assert all("differ in config.batch_size; it is 8 in process 0 and 16 in process 1" in said for said in other.told())
+    assert all("process 1 from process 0: batch_size: 8 -> 16" in said for said in other.told())
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        shutil.copytree(tiny.data.source.removeprefix("folder:"), place / "images")
+    next((places[1] / "images").rglob("*.jpg")).unlink()
+    tiny.data.source = "folder:/proc/self/cwd/images"  # one name, on each host another folder
+    other = job("other data", 2, places=places)
+    assert other.end(60) == [2, 2]
+    assert all(re.search(r"process 1 from process 0: train: .*gone", said) for said in other.told()), other.told()
 
 
 @pytest.mark.parametrize(
@@ -144,11 +173,10 @@ def test_flags_that_make_no_job_are_refused_in_a_line(tiny, tmp_path, job, flags
 
 @pytest.mark.full
 @pytest.mark.parametrize("stored", ["auto", "off"])
-def test_texts_are_divided_too(tiny_text, tmp_path, job, stored):
+def test_texts_are_divided_too(tiny_text, tmp_path, job, whole, stored):
     tiny_text.features.enabled = stored
-    assert job("one", 1, tiny_text, devices=2).end() == [0]
     assert job("two", 2, tiny_text).end() == [0, 0]
-    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    one, two = whole(tiny_text, devices=2), result(tmp_path / "two")
     assert losses(two, "train") == losses(one, "train")
     assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-6)
 
@@ -159,10 +187,9 @@ DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}
 @pytest.mark.full
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tiny, tmp_path, job, death, which):
+def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tiny, tmp_path, job, whole, death, which):
     tiny.checkpoint.every_steps = 2
     tiny.finetune.epochs = 6
-    assert job("whole", 2).end() == [0, 0]
     broken = job("broken", 2)
     broken.reach("checkpoints/finetune/manifest_*.json")
     broken.processes[which].send_signal(DEATHS[death])
@@ -172,19 +199,18 @@ def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tin
     assert f"process {which} of 2 is" in broken.told()[1 - which]
     broken.kill()
     assert job("broken", 2).end() == [0, 0]
-    assert result(tmp_path / "broken") == result(tmp_path / "whole")
+    assert result(tmp_path / "broken") == whole(tiny, count=2)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("count", "devices"), [(2, 2), (3, 1), (4, 1), (4, 2)])
-def test_every_example_counts_once_for_any_number_of_processes(tiny, tmp_path, job, count, devices):
+def test_every_example_counts_once_for_any_number_of_processes(tiny, tmp_path, job, whole, count, devices):
     tiny.batch_size = 24
     tiny.finetune.update(optimizer="sgd", learning_rate=1e-2)
     tiny.probe.update(optimizer="sgd", learning_rate=1e-2)
-    assert job("one", 1).end() == [0]
     several = job("several", count, devices=devices)
     assert several.end() == [0] * count, several.told()
-    one, found = result(tmp_path / "one"), result(tmp_path / "several")
+    one, found = whole(tiny), result(tmp_path / "several")
     for split in ("train", "val"):
         assert losses(found, split) == pytest.approx(losses(one, split), rel=1e-6)
     assert [line["id"] for line in map(json.loads, found[1].splitlines())] == [

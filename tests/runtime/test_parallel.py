@@ -76,11 +76,9 @@ def test_one_sum_a_step_is_all_that_devices_exchange(tiny, tmp_path):
     assert sum(counts[0] for counts in found) == 3, "the training steps of both phases, and the evaluation of heads"
 
 
-def test_a_backbone_under_pmap_knows_its_keras_layers():
-    """Statistics are averaged over an axis that stands in a step alone."""
-    config = config_lib.default()
-    config.parallel = "pmap"
-    assert zoo.create(config, 1).backbone.keras_layers()
+def test_keras_layers_are_found_outside_of_a_step():
+    """Where the axis that statistics are averaged over does not stand."""
+    assert zoo.create(config_lib.default(), 1).backbone.keras_layers()
 
 
 PROGRAMS = """

@@ -1,6 +1,7 @@
 """The life of an experiment, from its config to its report."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,6 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
         return finished
     with signals.abandonable("reading data and weights"):
         fixed = setup.load(config, process.clock)
-        hosts.agree(_facts(fixed))
         console.say(report.data_line(fixed.data))
         hosts.on_writer(lambda: space.check_checkpoints(path, space.of_run(fixed)))
         variables, origin = initial_variables(config, fixed.model)
@@ -86,26 +86,18 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
 
 def _check_hosts(config):
     """Raises ConfigError where processes differ, or the config asks for what one process does alone."""
-    hosts.agree({f"config.{key}": value for key, value in config_lib.flatten(config).items()})
-    hosts.agree({"the number of devices of a process": jax.local_device_count()})
-    alone = {"parallel": "pmap", "probe.optimizer": "ridge"}
-    for key, value in alone.items():
-        if config_lib.flatten(config)[key] == value:
+    hosts.agree(json.loads(config_lib.to_json(config)), lambda first: config_lib.differences(config, first))
+    flat = config_lib.flatten(config)
+    for key, value in {"parallel": "pmap", "probe.optimizer": "ridge"}.items():
+        if flat[key] == value:
             raise ConfigError(f"{key} = {value!r} is done by one process, here are {hosts.count()}; choose another")
-
-
-def _facts(fixed):
-    """What processes have to have in common of their data."""
-    splits = fixed.data.splits.items()
-    counts = {f"the number of {name} {fixed.data.kind.name}": split.num_examples for name, split in splits}
-    prints = {f"the {name} {fixed.data.kind.name}": split.fingerprint for name, split in splits}
-    return {"the classes": list(fixed.data.class_names)} | counts | prints | {"steps": fixed.steps_per_epoch}
 
 
 def begin(work: Workdir, fixed: setup.Setup, origin: dict[str, Any]) -> None:
     """Makes `work` the record of a run of `fixed` from the weights of `origin`; raises where it is one of another."""
     data, files = fixed.data, fixed.data.kind.files() | fixed.model.backbone.files(fixed.config)
     made_of = identity.of(data, origin.get("sha256"))
+    hosts.agree(made_of, lambda first: identity.differences(first, made_of))
     stored = work.read_json("identity.json")
     if not (stored is None or has_digest(stored)):
         raise WorkdirError(

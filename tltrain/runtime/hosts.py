@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +67,8 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
         raise HostError(f"the processes did not find each other; {where}; {reason_of(error)}") from error
     if count() > 1:
         _watch = Watch(distributed.global_state.client, index(), count())
-        agree({"the version of jax": jax.__version__, "the code of tltrain": _code()})
+        own = {"jax": jax.__version__, "code of tltrain": _code(), "devices of a process": jax.local_device_count()}
+        agree(own, lambda first: [f"{key}: {first[key]} -> {own[key]}" for key in own if first[key] != own[key]])
 
 
 def _is_launched():
@@ -211,16 +212,20 @@ def only(make: Callable[[], Value], **known: Any) -> Value:
     return made
 
 
-def agree(facts: Mapping[str, Any]) -> None:
-    """Raises ConfigError in all processes where `facts` (JSON) are not the same in all; the difference is named."""
-    first, *others = gather("facts", {key: json.dumps(value) for key, value in facts.items()})
-    for i, other in enumerate(others, 1):
-        for key, value in first.items():
-            if other[key] != value:
-                raise ConfigError(
-                    f"processes differ in {key}; it is {value} in process 0 and {other[key]} in process {i}; start all "
-                    "with the same code, config and data"
-                )
+def agree(value: Any, differences: Callable[[Any], list[str]]) -> None:
+    """Raises ConfigError in all processes where `value` (JSON) of one is another than that of the writer.
+
+    `differences(first)` says in words what of `value` is not what it is in `first`.
+    """
+    if len(set(gather("digest", hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()))) == 1:
+        return
+    first = on_writer(lambda: value)
+    for i, found in enumerate(gather("differences", differences(first))):
+        if found:
+            raise ConfigError(
+                f"processes differ; process {i} from process 0: {'; '.join(found)}; start all with the same code, "
+                "config and data"
+            )
 
 
 def _code():
