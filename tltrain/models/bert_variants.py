@@ -28,6 +28,7 @@ VARIANTS: dict[str, Callable[..., Bert]] = {
     ),
     "bert_large_uncased": _variant("google-bert/bert-large-uncased@6da4b6a26a1877e173fca3225479512db81a5e5b", 24, 1024),
     "bert_tiny": _variant("google/bert_uncased_L-2_H-128_A-2@30b0a37ccaaa32f332884b96992754e246e48c5f", 2, 128),
+    # without a revision what is newest there is taken; a run keeps the sha256 of what it was
     "bert_mini": _variant("google/bert_uncased_L-4_H-256_A-4", 4, 256),
     "bert_small": _variant("google/bert_uncased_L-4_H-512_A-8", 4, 512),
     "bert_medium": _variant("google/bert_uncased_L-8_H-512_A-8", 8, 512),
