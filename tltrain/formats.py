@@ -3,7 +3,7 @@
 from tltrain.errors import WorkdirError
 
 WORKDIR = 2  # identity.json, checkpoints, predictions.jsonl, report.json
-STORE = 4  # stored features; those of another form are not looked at, and `tltrain.features --clear` frees them
+STORE = 5  # stored features; those of another form are not looked at, and `tltrain.features --clear` frees them
 
 
 _VERSIONS = {1: "0.1"}  # that wrote an earlier form of a workdir

@@ -119,7 +119,7 @@ def test_rows_of_numbers_are_trained_stored_and_resumed_bitwise(numbers, tmp_pat
     whole = run(numbers, tmp_path / "whole")
     assert whole["kind"]["name"] == "rows" and sum(whole["num_corrupt"].values()) == 1
     stored = {path.name for path in (tmp_path / "features").rglob("inputs*")}
-    assert stored == {"inputs.values.npy", "inputs.count.npy"}
+    assert stored == {"inputs.values-00000.npy", "inputs.count-00000.npy"}
     numbers.features.dir = str(tmp_path / "others")
     run_stopped(numbers, tmp_path / "stopped", (1, 3, 9))
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")

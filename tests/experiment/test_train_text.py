@@ -34,7 +34,7 @@ def test_a_probe_and_a_finetune_of_texts_leave_a_whole_record(tiny_text, tmp_pat
     said = capsys.readouterr().out
     assert "texts of 2 classes (bad, good)" in said and "image" not in said
     stored = {path.name for path in (tmp_path / "features").rglob("*.npy")}
-    assert {"inputs.hidden.npy", "inputs.npy"} <= stored
+    assert {"inputs.hidden-00000.npy", "inputs-00000.npy"} <= stored
 
 
 def test_a_second_run_computes_nothing_and_has_the_same_numbers(tiny_text, tmp_path, monkeypatch):

@@ -107,6 +107,6 @@ def test_a_phase_that_mixes_trains_from_images_and_evaluates_from_what_is_stored
     result = run(tiny, tmp_path / "run")
     assert "probe: train from images; probe.mixup and cutmix mix images" in capsys.readouterr().out
     assert sum(map(sum, result["chosen"]["val"]["confusion"])) == 12
-    assert [len(np.load(path)) for path in (tmp_path / "features").rglob("rows.npy")] == [12]
+    assert [len(np.load(path)) for path in (tmp_path / "features").rglob("rows-*.npy")] == [12]
     tiny.probe.update(mixup=0.0, cutmix=0.0)
     assert together.group_of(tiny) is not None

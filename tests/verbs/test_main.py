@@ -72,7 +72,7 @@ def run(config, *arguments, verb="main", cwd=None, environment=ENVIRONMENT):
     return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-STORE, PROBE, FINETUNE = "features/*.part/rows.npy", "killed/checkpoints/probe/", "killed/checkpoints/finetune/"
+STORE, PROBE, FINETUNE = "features/*.part/rows-*.npy", "killed/checkpoints/probe/", "killed/checkpoints/finetune/"
 POINTS = {
     "in each part": [STORE, f"{PROBE}*tmp*", f"{FINETUNE}[0-9]*"],
     "between": ["killed/config.json", f"{PROBE}manifest_6.json", f"{FINETUNE}manifest_10.json"],

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import formats, places
-from tltrain.cache import extraction, store
+from tltrain.cache import extraction, sharing, store
 from tltrain.data import pipeline
 from tltrain.data.split import Split
 from tltrain.errors import WorkdirError
@@ -60,7 +60,7 @@ def ensure(
         base: an earlier cut and the store of the same rows there, to start from; or None: from the examples.
         corrupt: collects unreadable examples.
         progress: entered once all is compiled, with a title, the number of examples and how many of them are done
-            already; yields what is told how many are done, and says whether to stop.
+            already; yields what is told how many were done since, and says whether to stop.
 
     Raises:
         DataError: too many unreadable examples.
@@ -72,16 +72,15 @@ def ensure(
     folder = location(setup, variables, wanted)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            count = len(wanted.split.ids)
-            if not hosts.on_writer(lambda: _stored(folder, count) is not None):
+        count, leads = len(wanted.split.ids), sharing.leads(folder.parent)
+        with _locked(folder.with_suffix(".lock")) if leads else contextlib.nullcontext():
+            if not all(hosts.gather("stored", not leads or _stored(folder, count) is not None)):
                 start, before = base or (0, None)
                 origin = extraction.Origin(wanted.split, wanted.view, start, before, corrupt)
                 title = f"Computing the {place(setup.model, wanted.cut)}, {wanted.split.expression}"
                 extraction.write(setup, variables, origin, wanted.cut, folder, title, progress, facts)
             stored = _stored(folder, count)
-            if stored is None:
-                raise OSError(f"process {hosts.index()} does not see what process 0 wrote; the folder is not shared")
+            assert stored is not None, "it was written just now"
     except (OSError, ValueError) as error:
         raise WorkdirError(
             f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
@@ -122,7 +121,7 @@ def _facts(setup, variables, wanted) -> dict[str, Any]:
 
 
 def _name(facts: dict[str, Any]) -> str:
-    others = ("source", "split", "array")  # which `examples` and the files say
+    others = ("source", "split", "array", "rows_of_shard")  # which `examples` and the files say
     decisive = {key: value for key, value in facts.items() if key not in others}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -150,9 +149,6 @@ def place(model: Classifier, cut: int) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    if not hosts.is_writer():
-        yield
-        return
     with path.open("w") as file:
         try:
             places.lock(file)

@@ -183,7 +183,7 @@ class Inputs:
         with console.progress(title, total, first) as update:
 
             def progress(done):
-                update(done)
+                update(min(first + done, total))
                 return self._process.stop()
 
             yield progress

@@ -1,21 +1,23 @@
 """The files of the feature cache: one folder a store, its rows written in any order and checked when they are read.
 
 NAME.part/    being computed: what a killed process leaves, and the next goes on with
-NAME/         whole: inputs.npy [N, ...], rows.npy [N] (state and CRC-32 of each row), store.json (what it holds)
+NAME/         whole: inputs-K.npy [n, ...] and rows-K.npy [n] (state and CRC-32 of each row) of the rows of each shard
+              K, in order; store.json (what it holds)
 
-Activations that are a dict of arrays have a file `inputs.KEY.npy` each. Those of tokens, of which examples have as many
-as they like, lie one after another, `[total, ...]`, and `offsets.npy` `[N + 1]` says where those of each begin.
+A shard is written by one process alone. Activations that are a dict of arrays have a file `inputs.KEY-K.npy` each.
+Those of tokens, of which examples have as many as they like, lie one after another, and `offsets.npy` `[N + 1]` says
+where those of each begin, counted over all shards.
 
 A CRC is of the name of the store, the place of the row and its state too, so that rows or files of stores that were
 exchanged do not pass for each other.
 """
 
+import functools
 import json
 import os
 import shutil
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tltrain.cache.shards import MISSING, READABLE, UNREADABLE, Layout, crc, on_disk, opened
 from tltrain.data.pipeline import TokenRows
 from tltrain.errors import WorkdirError
 
-_MISSING, _READABLE, _UNREADABLE = range(3)
-_ROW = np.dtype([("state", np.uint8), ("crc", np.uint32)])
+_OPEN = 128  # shards of a store that are mapped at once to be read: each takes a file handle an array
+_WRITTEN = 4  # shards that are mapped at once to be written
 
 
 class DamagedError(Exception):
@@ -35,7 +38,7 @@ class DamagedError(Exception):
 
 
 class Store:
-    """Activations `inputs` `[N, ...]`, memory-mapped: an array or a dict of arrays.
+    """Activations of N examples, memory-mapped: each an array or a dict of arrays.
 
     `readable` bool `[N]` is False where there was no example; `offsets` int64 `[N + 1]` is None where an example is a
     row, and not many tokens.
@@ -48,24 +51,30 @@ class Store:
             DamagedError: its files are not there, or do not fit each other.
         """
         self.folder, self.facts = folder, facts(folder) or {}
+        self._mapped = functools.lru_cache(_OPEN)(self._map)
         try:
-            self._rows = np.load(folder / "rows.npy")
-            offsets = folder / "offsets.npy"
-            self.offsets = np.load(offsets) if offsets.exists() else None
-            wanted = jax.tree.map(_shape_of, self.facts["array"], is_leaf=_is_description)
-            stored = jax.tree_util.tree_map_with_path(
-                lambda path, _: np.load(folder / _file_of(path), mmap_mode="r"), wanted
-            )
+            path = folder / "offsets.npy"
+            self.offsets = np.load(path) if path.exists() else None
+            self._shapes = jax.tree.map(_shape_of, self.facts["array"], is_leaf=lambda tree: "shape" in tree)
+            self._layout = Layout(self._shapes, self.offsets, self.facts["rows_of_shard"])
+            self._rows = np.concatenate([self._mapped(k)[0] for k in range(self._layout.num_shards)])
         except Exception as error:  # whatever NumPy makes of damaged bytes
             raise DamagedError(f"{folder}: {error}") from error
-        for array, shape in zip(jax.tree.leaves(stored), jax.tree.leaves(wanted), strict=True):
-            found = (array.shape, array.dtype, self._rows.shape, self._rows.dtype)
-            if found != (shape.shape, _on_disk(shape.dtype), _num_rows(shape, self.offsets), _ROW):
-                raise DamagedError(f"{folder}: {found}")
-        self.inputs: Any = jax.tree.map(lambda array, shape: array.view(shape.dtype), stored, wanted)
-        self.readable: np.ndarray = self._rows["state"] == _READABLE
+        self.readable: np.ndarray = self._rows["state"] == READABLE
         self._checked = np.zeros(len(self._rows), bool)
         os.utime(folder / "store.json")  # the time of the last use
+
+    def _map(self, shard):
+        """State and CRC of the rows of a shard, and its arrays."""
+        mapped = []
+        for path, dtype, shape in self._layout.files(self.folder, shard):
+            array = np.load(path, mmap_mode="r")
+            if (array.dtype, array.shape) != (dtype, shape):
+                raise DamagedError(f"{path}: {array.dtype} {array.shape}")
+            mapped.append(array)
+        rows, *arrays = mapped
+        kinds = [leaf.dtype for _, leaf in self._layout.arrays]
+        return rows, [np.asarray(array).view(kind) for array, kind in zip(arrays, kinds, strict=True)]
 
     @property
     def tokens(self) -> TokenRows | None:
@@ -76,7 +85,7 @@ class Store:
     def row(self) -> Any:
         """The shape of a row, or of the tokens of one, `[n, ...]`."""
         begin = 0 if self.offsets is not None else 1
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[begin:], a.dtype), self.inputs)
+        return jax.tree.map(lambda leaf: leaf.update(shape=leaf.shape[begin:]), self._shapes)
 
     def take(self, index: np.ndarray) -> Any:
         """Rows `index` as arrays `[len(index), ...]`, or a list of the tokens of each; checked when first read.
@@ -84,93 +93,134 @@ class Store:
         Raises:
             WorkdirError: a row is not what was written; the store is removed.
         """
+        rows = [self._row(int(i)) for i in index]
+        tree = jax.tree.structure(self._shapes)
         if self.offsets is None:
-            rows = jax.tree.map(lambda array: array[index], self.inputs)
-            parts: Any = zip(*jax.tree.leaves(rows), strict=True)
-        else:
-            spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in index]
-            rows = [jax.tree.map(lambda array, span=span: np.array(array[span]), self.inputs) for span in spans]
-            parts = map(jax.tree.leaves, rows)
-        for i, row in zip(index, parts, strict=True):
-            if not self._checked[i] and _crc(self.folder, i, self._rows["state"][i], row) != self._rows["crc"][i]:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise WorkdirError(
-                    f"stored features were damaged; row {i} of {self.folder}; they are removed now, and the same "
-                    "command computes them again and goes on"
-                )
-            self._checked[i] = True
-        return rows
+            return jax.tree.unflatten(tree, [np.stack(parts) for parts in zip(*rows, strict=True)])
+        return [jax.tree.unflatten(tree, [np.array(part) for part in row]) for row in rows]
+
+    def _row(self, i):
+        shard, place = self._layout.place(i)
+        try:
+            row = [array[place] for array in self._mapped(shard)[1]]
+            damaged = not self._checked[i] and crc(self.folder, i, self._rows["state"][i], row) != self._rows["crc"][i]
+        except (DamagedError, OSError, ValueError):  # a shard that was sound when the store was opened
+            damaged = True
+        if damaged:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise WorkdirError(
+                f"stored features were damaged; row {i} of {self.folder}; they are removed now, and the same "
+                "command computes them again and goes on"
+            )
+        self._checked[i] = True
+        return row
 
 
 class Writer:
-    """A store that is being computed, or that a killed process left: `missing` bool `[N]` tells what is to be done."""
+    """A store that is being computed, or that a killed process left; several processes write shards of their own."""
 
     def __init__(self, folder: Path, shapes: Any, offsets: np.ndarray | None = None) -> None:
-        """Opens `NAME.part` for the store `folder` of arrays of `shapes`; raises OSError where the disk is too full.
+        """Opens the store `folder` of arrays of `shapes` `[N, ...]`: `NAME.part` where it is not whole.
 
         With `offsets` an example is many of their rows, see `Store`.
         """
-        self._folder, self._part, self._offsets = folder, folder.with_suffix(".part"), offsets
-        self._array = jax.tree.map(lambda one: {"shape": list(one.shape), "dtype": one.dtype.name}, shapes)
+        self._folder, self._part = folder, folder if folder.is_dir() else folder.with_suffix(".part")
         self._part.mkdir(exist_ok=True)
-        self._inputs = [
-            self._open(_file_of(path), _on_disk(one.dtype), one.shape)
-            for path, one in jax.tree_util.tree_leaves_with_path(shapes)
-        ]
-        self._rows = self._open("rows.npy", _ROW, _num_rows(self._inputs[0], offsets))
-        for i in np.flatnonzero(self._rows["state"] != _MISSING):  # what did not reach the disk is done again
-            row = [array[self._place(i)] for array in self._inputs]
-            if _crc(folder, int(i), self._rows["state"][i], row) != self._rows["crc"][i]:
-                self._rows["state"][i] = _MISSING
-        self.missing: np.ndarray = self._rows["state"] == _MISSING
+        self._layout = Layout(shapes, offsets)
+        self._array = jax.tree.map(lambda one: {"shape": list(one.shape), "dtype": one.dtype.name}, shapes)
+        self._mapped: dict[int, list[np.ndarray]] = {}
 
-    def _open(self, name, dtype, shape):
-        path = self._part / name
-        if path.exists():
-            try:
-                found = np.lib.format.open_memmap(path, "r+")
-                if (found.dtype, found.shape) == (dtype, shape):
-                    return found
-            except Exception:  # killed while it was made; whatever NumPy makes of damaged bytes
-                path.unlink()
-        made = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash at some later row
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return made
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole store."""
+        return self._layout.num_shards
 
-    def _place(self, i):
-        return i if self._offsets is None else slice(self._offsets[i], self._offsets[i + 1])
+    def whole(self) -> list[int]:
+        """The shards of which nothing is missing."""
+        found = [shard for shard in range(self.num_shards) if not len(self.missing([shard]))]
+        self.flush()
+        return found
+
+    def missing(self, shards: Iterable[int]) -> np.ndarray:
+        """Positions, int64, of the rows of `shards` that are not there, or not as they were written."""
+        found = [np.empty(0, np.int64)]
+        for shard in shards:
+            rows = np.asarray(self._layout.rows(shard))
+            if self._files(shard)[0][0].exists():
+                written = zip(map(int, rows), self._map(shard)[0], strict=True)
+                rows = rows[[not self._is_there(i, one) for i, one in written]]
+            found.append(rows)
+        return np.concatenate(found)
+
+    def _is_there(self, i, written):
+        if written["state"] == MISSING:
+            return False
+        shard, place = self._layout.place(i)
+        return crc(self._folder, i, written["state"], [a[place] for a in self._map(shard)[1:]]) == written["crc"]
+
+    def _files(self, shard):
+        return self._layout.files(self._part, shard)
+
+    def _map(self, shard):
+        """State and CRC of the rows of a shard, and its arrays; one that was open longest is given to the disk."""
+        if shard not in self._mapped:
+            if len(self._mapped) >= _WRITTEN:
+                self._close(next(iter(self._mapped)))
+            self._mapped[shard] = [opened(*file) for file in self._files(shard)]
+        return self._mapped[shard]
+
+    def _close(self, shard):
+        for array in self._mapped.pop(shard):
+            array.flush()
 
     def write(self, index: np.ndarray, rows: Sequence[Any], readable: np.ndarray) -> None:
-        """The `rows` of `index` and whether there were examples; safe to call from many threads for different rows."""
-        for i, good, tree in zip(index, readable, rows, strict=True):
-            row = [np.asarray(leaf).view(_on_disk(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
-            for array, part in zip(self._inputs, row, strict=True):
-                array[self._place(i)] = part
-            state = _READABLE if good else _UNREADABLE
-            self._rows[i] = (state, _crc(self._folder, i, state, row))
+        """The `rows` of `index` and whether there were examples."""
+        for i, good, tree in zip(map(int, index), readable, rows, strict=True):
+            row = [np.asarray(leaf).view(on_disk(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+            (shard, place), state = self._layout.place(i), READABLE if good else UNREADABLE
+            written, *arrays = self._map(shard)
+            for array, part in zip(arrays, row, strict=True):
+                array[place] = part
+            written[i - self._layout.rows(shard)[0]] = (state, crc(self._folder, i, state, row))
 
     def flush(self) -> None:
         """Gives what was written to the disk."""
-        for array in (*self._inputs, self._rows):
-            array.flush()
+        for shard in list(self._mapped):
+            self._close(shard)
+
+    def read(self, shard: int) -> list[np.ndarray]:
+        """What is in the files of a shard, for another process that does not see them."""
+        return [np.asarray(array).view(np.uint8) for array in self._map(shard)]
+
+    def copy(self, shard: int, content: Sequence[np.ndarray]) -> None:
+        """Writes what `read` gave of a shard in another process."""
+        for array, part in zip(self._map(shard), content, strict=True):
+            array[...] = part.view(array.dtype)
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Gives the store, which is flushed, its final name; `facts` (JSON) say what it holds."""
-        if self._offsets is not None:
-            np.save(self._part / "offsets.npy", self._offsets)
-        (self._part / "store.json").write_text(json.dumps(facts | {"array": self._array}, indent=2) + "\n")
+        """Gives the store its final name; `facts` (JSON) say what it holds."""
+        self.flush()
+        if self._part == self._folder:
+            return
+        if self._layout.offsets is not None:
+            np.save(self._part / "offsets.npy", self._layout.offsets)
+        facts = facts | {"array": self._array, "rows_of_shard": self._layout.rows_of_shard}
+        (self._part / "store.json").write_text(json.dumps(facts, indent=2) + "\n")
         for path in self._part.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        self._part.rename(self._folder)
+        try:
+            self._part.rename(self._folder)
+        except OSError:  # another process that computed the same was quicker
+            if not (self._folder / "store.json").exists():
+                raise
+            shutil.rmtree(self._part)
 
 
 def folders(directory: Path) -> Iterator[Path]:
     """The stores below `directory`, whole and unfinished."""
     if directory.is_dir():
-        yield from sorted(path for path in directory.iterdir() if path.is_dir() and (path / "rows.npy").is_file())
+        yield from sorted(path for path in directory.iterdir() if path.is_dir() and any(path.glob("rows*.npy")))
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
@@ -191,29 +241,5 @@ def num_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
-def _num_rows(array: Any, offsets: np.ndarray | None) -> tuple[int]:
-    """The shape `(N,)` of what there is once an example."""
-    return array.shape[:1] if offsets is None else (len(offsets) - 1,)
-
-
-def _on_disk(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype  # NumPy's files do not know bfloat16
-
-
-def _is_description(tree):
-    return "shape" in tree
-
-
 def _shape_of(description):
     return jax.ShapeDtypeStruct(tuple(description["shape"]), jnp.dtype(description["dtype"]))
-
-
-def _file_of(path) -> str:
-    return ".".join(["inputs", *(str(key.key) for key in path), "npy"])
-
-
-def _crc(folder: Path, index: int, state: int, row: Sequence[np.ndarray]) -> int:
-    found = zlib.crc32(f"{folder.name} {index} {state}".encode())
-    for part in row:
-        found = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, found)
-    return found

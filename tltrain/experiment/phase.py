@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tltrain.cache.inputs import Inputs
 from tltrain.models import freeze
-from tltrain.runtime import hosts
+from tltrain.runtime import writer
 from tltrain.runtime.checkpoint import Checkpoints
 from tltrain.runtime.process import Process
 from tltrain.runtime.scalars import Scalars
@@ -56,4 +56,4 @@ def open_checkpoints(workdir: Path, setup: Setup, name: str, params: Any) -> Che
     """Those of the phase `name`; what is frozen of `params` they hold once. Raises WorkdirError."""
     constants = freeze.constants(setup.plan(name), params)
     keep = setup.config.checkpoint.keep
-    return hosts.only(lambda: Checkpoints(workdir / "checkpoints" / name, keep, constants))
+    return writer.only(lambda: Checkpoints(workdir / "checkpoints" / name, keep, constants))

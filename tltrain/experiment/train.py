@@ -20,7 +20,7 @@ from tltrain.experiment.phase import Phase, Run, open_checkpoints
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
 from tltrain.pages import run_page
-from tltrain.runtime import console, hosts, record, signals
+from tltrain.runtime import console, hosts, record, signals, writer
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
 from tltrain.runtime.process import Process
 from tltrain.runtime.record import LOG, has_digest, is_changed, read_report
@@ -49,7 +49,7 @@ def run(config: ConfigDict, path: Path, process: Process | None = None) -> dict[
     config = sources.resolved(zoo.resolved(config))
     if hosts.count() > 1:
         _check_hosts(config)
-    with contextlib.closing(hosts.only(lambda: Workdir(path, config), path=path)) as work:
+    with contextlib.closing(writer.only(lambda: Workdir(path, config), path=path)) as work:
         return _run_in(work, config, process or Process())
 
 
@@ -68,7 +68,7 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
         variables, origin = initial_variables(config, fixed.model)
     begin(work, fixed, origin)
     phases, best = {}, {}
-    with contextlib.closing(hosts.only(lambda: Scalars(path, config))) as scalars:
+    with contextlib.closing(writer.only(lambda: Scalars(path, config))) as scalars:
         shared = Run(fixed, process, Inputs(fixed, process), work, scalars)
         for name in config_lib.PHASES:
             if config[name].epochs:

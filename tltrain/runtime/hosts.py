@@ -159,9 +159,7 @@ def on_writer(function: Callable[..., Value], *arguments: Any) -> Value:
     key = _key("writer")
     if not is_writer():
         made, raised = exchange.get(key)
-        if raised is not None:
-            kind, line = raised
-            raise next((one for one in _kinds(TltrainError) if one.__name__ == kind), TltrainError)(line)
+        _raise(raised)
         return made
     _is_asked = True
     try:
@@ -170,46 +168,50 @@ def on_writer(function: Callable[..., Value], *arguments: Any) -> Value:
         made, failed = None, error
     finally:
         _is_asked = False
-    exchange.put(key, [made, None if failed is None else [type(failed).__name__, str(failed)]])
+    exchange.put(key, [made, _described(failed)])
     _told.append(key)
     if failed is not None:
         raise failed
     return made
 
 
-def writer_first(function: Callable[[], Value]) -> Value:
-    """What `function()` returns in this process; others begin when the writer is through."""
-    made: list[Value] = []
-    on_writer(lambda: made.append(function()))
-    return made[0] if made else function()
+def in_turn(first: bool, function: Callable[[], Value]) -> Value:
+    """What `function()` returns in this process; where `first` it runs before it does elsewhere.
 
-
-class _Only:
-    """Stands for an object of the writer: methods run there, and all get what they return or raise.
-
-    To close it asks nobody, for a process that failed alone does that too.
+    What it raises there of `TltrainError` all raise.
     """
-
-    def __init__(self, make: Callable[[], Any], known: dict[str, Any]) -> None:
-        vars(self).update(known)
-        self._made: list[Any] = []
-        on_writer(lambda: self._made.append(make()))
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*arguments, **options):
-            return on_writer(lambda: getattr(self._made[0], name)(*arguments, **options))
-
-        return call
-
-    def close(self) -> None:
-        for one in self._made:
-            one.close()
+    if count() == 1:
+        return function()
+    made, failed = [], None
+    try:
+        made = [function()] if first else []
+    except TltrainError as error:
+        failed = error
+    for raised in gather("turn", _described(failed)):
+        _raise(raised)
+    return made[0] if first else function()
 
 
-def only(make: Callable[[], Value], **known: Any) -> Value:
-    """What `make` makes, on the writer alone; elsewhere all but the attributes `known` is asked there, see `_Only`."""
-    made: Any = make() if count() == 1 else _Only(make, known)
-    return made
+def passed(giver: int, make: Callable[[], Value], takes: bool) -> Value | None:
+    """What `make()` returns in process `giver`, see `collect`, where this one `takes` it."""
+    key = _key("passed")
+    if index() == giver:
+        exchange.put(key, make())
+    found = exchange.get(key) if takes else None
+    gather("taken", None)
+    if index() == giver:
+        exchange.delete(key)
+    return found
+
+
+def _described(error):
+    return None if error is None else [type(error).__name__, str(error)]
+
+
+def _raise(described):
+    if described is not None:
+        name, line = described
+        raise next((kind for kind in _kinds(TltrainError) if kind.__name__ == name), TltrainError)(line)
 
 
 def agree(value: Any, differences: Callable[[Any], list[str]]) -> None:
