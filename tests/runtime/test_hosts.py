@@ -34,10 +34,10 @@ def get_config():
 class Job:
     """`count` processes of one run in `folder`, each with its output."""
 
-    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=()):
+    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), code=""):
         folder.mkdir(exist_ok=True)
         file, text = folder / "config.py", config_lib.to_json(config)
-        file.write_text(CONFIG.format(text=text))
+        file.write_text(CONFIG.format(text=text) + code)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -101,9 +101,9 @@ def job(tiny, tmp_path):
     """Makes jobs of a config, each with features of its own, and ends them with the test."""
     made = []
 
-    def make(name, count, given=tiny, **options):
+    def make(name, count, given=tiny, features="", **options):
         config = given.copy_and_resolve_references()
-        config.features.dir = str(tmp_path / name / "features")
+        config.features.dir = features or str(tmp_path / name / "features")
         made.append(Job(config, tmp_path / name, count, **options))
         return made[-1]
 
