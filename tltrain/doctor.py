@@ -16,7 +16,7 @@ import tltrain
 from tltrain.checks import examination, settings
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, fine
-from tltrain.runtime import command, console
+from tltrain.runtime import command, command_line, console
 
 _FILE_WIDTH = 120  # characters of a line where there is no terminal
 
@@ -24,9 +24,9 @@ _FILE_WIDTH = 120  # characters of a line where there is no terminal
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     imports = time.perf_counter() - tltrain.STARTED
-    parser = command.of_config("doctor")
+    parser = command_line.of_config("doctor")
     text = "look at so many examples of each split; default: 0, all"
-    parser.add_argument("--limit", type=command.number(0, 2**31 - 1), default=0, metavar="N", help=text)
+    parser.add_argument("--limit", type=command_line.number(0, 2**31 - 1), default=0, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     def work(arguments, process):

@@ -11,7 +11,7 @@ from tltrain.errors import ConfigError
 from tltrain.experiment import evaluation, finished, report
 from tltrain.experiment.evaluation import Evaluation
 from tltrain.experiment.finished import Finished
-from tltrain.runtime import command, console
+from tltrain.runtime import command, command_line, console
 from tltrain.runtime.process import Process
 from tltrain.training import scores
 
@@ -20,13 +20,13 @@ _SHOWN = 50  # classes of the table on the terminal
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    parser = command.of_run("evaluate")
+    parser = command_line.of_run("evaluate")
     parser.add_argument("--split", help="split expression, such as 'test' or 'train[80%%:]'; default: the run's last")
     parser.add_argument(
         "--source", help="tfds:NAME, folder:PATH or table:PATH, with the run's class names; default: its own"
     )
     parser.add_argument("--data-dir", help="where TFDS keeps its data sets; default: the run's own")
-    parser.add_argument("--output", type=command.path, help="write every prediction to this file of JSON lines")
+    parser.add_argument("--output", type=command_line.path, help="write every prediction to this file of JSON lines")
     return command.run(parser, argv, _run)
 
 

@@ -14,7 +14,7 @@ import jax
 from tltrain.experiment import finished
 from tltrain.exports import proven
 from tltrain.exports.formats import FORMATS
-from tltrain.runtime import command
+from tltrain.runtime import command, command_line
 
 # what help calls the arguments of a file, by what a run takes
 ARGUMENTS = {"images": ("images",), "texts": ("input_ids", "attention_mask", "token_type_ids")}
@@ -41,11 +41,11 @@ def _parser():
     for name, one in FORMATS.items():
         uses = [f"  {kind}: {one.use('PATH', names, 'probabilities')}" for kind, names in ARGUMENTS.items()]
         formats += [f"{name}: {one.file}", *uses, f"  class names: {one.class_names}"]
-    parser = command.of_run("export")
+    parser = command_line.of_run("export")
     parser.description = "\n\n".join([parser.description or "", (__doc__ or "").partition("\n\n")[2].rstrip()])
     parser.epilog = "\n".join(["formats, the file each makes, and its use:", *formats, "", parser.epilog or ""])
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}, or some with commas between")
-    parser.add_argument("--output", type=command.path, help="folder of the files; default: export in the workdir")
+    parser.add_argument("--output", type=command_line.path, help="folder of the files; default: export in the workdir")
     return parser
 
 

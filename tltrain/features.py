@@ -1,4 +1,8 @@
-"""`python -m tltrain.features --list` shows the stored features, `--clear` frees them."""
+"""`python -m tltrain.features --list` shows the stored features, `--clear` frees them, `--config FILE` computes them.
+
+A task of a Slurm job array computes its part of what a run of the config stores; the same command without an array does
+what is missing.
+"""
 
 import contextlib
 import shutil
@@ -8,20 +12,26 @@ from pathlib import Path
 from tltrain import places
 from tltrain.cache import store
 from tltrain.errors import ConfigError, TerminatedError
-from tltrain.runtime import command, console
+from tltrain.experiment import storing
+from tltrain.runtime import command, command_line, console, job_array
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    parser = command.Parser("features")
+    parser = command_line.Parser("features")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="show what is stored")
     action.add_argument("--clear", nargs="*", metavar="NAME", help="remove these stores, or all")
-    parser.add_argument("--dir", type=command.path, help="default: features in the cache folder of tltrain")
+    command_line.add_config(action)
+    parser.add_argument("--dir", type=command_line.path, help="default: features in the cache folder of tltrain")
     return command.run(parser, argv, _run)
 
 
 def _run(arguments, process):
+    if arguments.config_file:
+        arguments.config.features.dir = str(arguments.dir or arguments.config.features.dir)
+        storing.run(arguments.config, process, job_array.task())
+        return 0
     arguments.dir = arguments.dir or places.cache_dir() / "features"
     found = {folder.name: folder for folder in store.folders(arguments.dir)}
     if arguments.list:

@@ -5,7 +5,7 @@ import time
 
 import tltrain
 from tltrain.experiment import train
-from tltrain.runtime import command
+from tltrain.runtime import command, command_line
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         train.run(arguments.config, arguments.workdir, process)
         return 0
 
-    return command.run(command.of_job("main"), argv, work)
+    return command.run(command_line.of_job("main"), argv, work)
 
 
 if __name__ == "__main__":

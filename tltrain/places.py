@@ -96,15 +96,15 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         raise WorkdirError(f"cannot write {path}; {error.strerror}; give another --output") from error
 
 
-def lock(file: IO, wait: bool = False) -> None:
-    """Takes the lock of the open `file` for this process alone, until the file is closed.
+def lock(file: IO, wait: bool = False, shared: bool = False) -> None:
+    """Takes the lock of the open `file` for this process alone, or for all that share it, until the file is closed.
 
     Raises:
         BlockingIOError: another process has it, and there is no `wait`.
         WorkdirError: the file system has no locks.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError as error:

@@ -6,7 +6,7 @@ import sys
 from tltrain import places
 from tltrain.errors import ConfigError
 from tltrain.experiment import finished, predicting
-from tltrain.runtime import command, console
+from tltrain.runtime import command, command_line, console
 from tltrain.runtime.process import Process
 
 WRITERS = {".csv": predicting.csv_lines, ".jsonl": predicting.json_lines}
@@ -14,12 +14,17 @@ WRITERS = {".csv": predicting.csv_lines, ".jsonl": predicting.json_lines}
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    parser = command.of_run("predict")
+    parser = command_line.of_run("predict")
     parser.add_argument(
-        "files", nargs="+", type=command.path, help="examples, folders of them, tables of them; - for lines of text"
+        "files",
+        nargs="+",
+        type=command_line.path,
+        help="examples, folders of them, tables of them; - for lines of text",
     )
-    parser.add_argument("--output", type=command.path, help="write every prediction to this .csv or .jsonl file")
-    parser.add_argument("--features", type=command.path, help="write pooled features to this .npz: files, features")
+    parser.add_argument("--output", type=command_line.path, help="write every prediction to this .csv or .jsonl file")
+    parser.add_argument(
+        "--features", type=command_line.path, help="write pooled features to this .npz: files, features"
+    )
     return command.run(parser, argv, _run)
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from tltrain import config as config_lib
 from tltrain.errors import ConfigError
 from tltrain.pages import compare, run_page
-from tltrain.runtime import command, console
+from tltrain.runtime import command, command_line, console
 from tltrain.runtime.record import read_json
 from tltrain.training import setup
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
-    parser = command.Parser("report")
-    parser.add_argument("workdirs", nargs="+", type=command.path, metavar="WORKDIR", help="of a finished run")
+    parser = command_line.Parser("report")
+    parser.add_argument("workdirs", nargs="+", type=command_line.path, metavar="WORKDIR", help="of a finished run")
     text = "default: report.html of the run, or runs.html beside the runs"
-    parser.add_argument("--output", type=command.path, metavar="FILE", help=text)
+    parser.add_argument("--output", type=command_line.path, metavar="FILE", help=text)
 
     def work(arguments, process):
         console.say(f"Written: {_write_pages(arguments.workdirs, arguments.output)}")

@@ -12,14 +12,14 @@ from typing import Any
 
 from tltrain.errors import ConfigError
 from tltrain.experiment import sweeping
-from tltrain.runtime import command
+from tltrain.runtime import command, command_line
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns 0, or the exit code of the first arm that failed."""
-    parser = command.of_config("sweep")
+    parser = command_line.of_config("sweep")
     text = "runs of each arm, with seeds from that of the config on; default: 1"
-    parser.add_argument("--seeds", type=command.number(1, 10_000), metavar="N", default=1, help=text)
+    parser.add_argument("--seeds", type=command_line.number(1, 10_000), metavar="N", default=1, help=text)
 
     def work(arguments, process):
         runs = sweeping.members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)

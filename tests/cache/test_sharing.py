@@ -1,13 +1,19 @@
 """Stores that several processes compute: each row once, whichever folders they see and however many they are."""
 
 import collections
+import runpy
 import signal
 import time
 
 import pytest
+from conftest import TINY
 from test_hosts import job, result, whole  # noqa: F401 (fixtures)
+from test_main import write_config
+from test_train import run
 
-from tltrain.cache import store
+from tltrain import features as verb
+from tltrain.cache import extraction, shards, store
+from tltrain.models import zoo
 
 # small shards; the rows that are written are noted
 COUNTED = """
@@ -65,3 +71,25 @@ def test_rows_that_two_processes_computed_are_kept_by_three(tiny, tmp_path, job,
     rows, _ = written(tmp_path / "written")
     assert set(rows.values()) == {1} and len(rows) == 2 * 48
     assert result(tmp_path / "several")[1] == whole(tiny, devices=3)[1]
+
+
+def test_tasks_of_a_job_array_store_what_a_run_needs(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(zoo.BACKBONES, "tiny", TINY)
+    monkeypatch.setattr(shards, "_FEWEST", 4)
+    path, rows = write_config(tmp_path, images, ""), collections.Counter()
+    write = store.Writer.write
+
+    def counted(writer, index, *rest):
+        rows.update((writer._folder, int(i)) for i in index)
+        write(writer, index, *rest)
+
+    monkeypatch.setattr(store.Writer, "write", counted)
+    for task in (5, 7, None):  # sbatch --array=5-7:2, then the same command without an array
+        for name, value in {"ID": task, "MIN": 5, "COUNT": 2, "STEP": 2}.items():
+            variable = f"SLURM_ARRAY_TASK_{name}"
+            monkeypatch.setenv(variable, str(value)) if task else monkeypatch.delenv(variable)
+        assert verb.main(["", f"--config={path}"]) == 0
+        assert bool(task) == ("does what is missing" in capsys.readouterr().out)
+    assert set(rows.values()) == {1} and len(rows) == 2 * 48
+    monkeypatch.setattr(extraction, "write", lambda *_: pytest.fail("computed again"))
+    run(runpy.run_path(str(path))["get_config"](), tmp_path / "run")

@@ -181,6 +181,16 @@ def test_texts_are_divided_too(tiny_text, tmp_path, job, whole, stored):
     assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-6)
 
 
+@pytest.mark.full
+def test_a_ridge_probe_is_of_the_sums_of_all(tiny, tmp_path, job, whole):
+    tiny.probe.update(optimizer="ridge", weight_decay=1.0, epochs=1, augment=False)
+    tiny.finetune.epochs = 0
+    assert job("two", 2, tiny).end() == [0, 0]
+    one, two = whole(tiny), result(tmp_path / "two")
+    for split in ("train", "val"):
+        assert losses(two, split) == pytest.approx(losses(one, split), rel=1e-5)
+
+
 DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}
 
 

@@ -50,8 +50,9 @@ def ensure(
     base: tuple[int, store.Store] | None,
     corrupt: pipeline.Corrupt,
     progress: extraction.Progress,
-) -> store.Store:
-    """The store that is wanted, computed as far as it is not there yet.
+    task: tuple[int, int] | None = None,
+) -> store.Store | None:
+    """The store that is wanted, computed as far as it is not there yet; None where others have yet to do their part.
 
     Args:
         setup: of the run.
@@ -61,6 +62,7 @@ def ensure(
         corrupt: collects unreadable examples.
         progress: entered once all is compiled, with a title, the number of examples and how many of them are done
             already; yields what is told how many were done since, and says whether to stop.
+        task: which of several this is that know nothing of each other, see `extraction.write`; None: it is none.
 
     Raises:
         DataError: too many unreadable examples.
@@ -73,14 +75,17 @@ def ensure(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         count, leads = len(wanted.split.ids), sharing.leads(folder.parent)
-        with _locked(folder.with_suffix(".lock")) if leads else contextlib.nullcontext():
+        with _locked(folder.with_suffix(".lock"), shared=task is not None) if leads else contextlib.nullcontext():
             if not all(hosts.gather("stored", not leads or _stored(folder, count) is not None)):
                 start, before = base or (0, None)
                 origin = extraction.Origin(wanted.split, wanted.view, start, before, corrupt)
                 title = f"Computing the {place(setup.model, wanted.cut)}, {wanted.split.expression}"
-                extraction.write(setup, variables, origin, wanted.cut, folder, title, progress, facts)
+                title += f", part {task[0] + 1} of {task[1]}" if task else ""
+                extraction.write(setup, variables, origin, wanted.cut, folder, title, progress, facts, task)
             stored = _stored(folder, count)
-            assert stored is not None, "it was written just now"
+            assert stored or task, "it was written just now"
+            if stored is None:
+                return None
     except (OSError, ValueError) as error:
         raise WorkdirError(
             f"cannot store features; {error}; at {folder.parent}; set features.dir, or features.enabled = 'off'"
@@ -148,12 +153,12 @@ def place(model: Classifier, cut: int) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+def _locked(path: Path, shared: bool = False) -> Iterator[None]:
+    with path.open("w+") as file:  # over NFS a lock that is shared is one for reading
         try:
-            places.lock(file)
+            places.lock(file, shared=shared)
         except BlockingIOError:
             console.say("Another process computes the same features; waiting for it ...")
             with signals.abandonable("waiting"):
-                places.lock(file, wait=True)
+                places.lock(file, wait=True, shared=shared)
         yield

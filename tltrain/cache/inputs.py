@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tltrain import config as config_lib
-from tltrain.cache import features, forward, space
+from tltrain.cache import features, forward, space, store
 from tltrain.data import packing, pipeline
 from tltrain.runtime import console, hosts, parallel
 from tltrain.runtime.process import Process
@@ -72,7 +72,7 @@ class Inputs:
         augment = train and self._config[name].augment
         reason = self.why_examples(name, train)
         try:
-            found = None if reason else self._stored(name, split, augment, variables)
+            found = None if reason else self._stored(name, split, variables)
         except space.NoSpaceError as error:
             if self._config.features.enabled == "on":
                 raise
@@ -99,15 +99,9 @@ class Inputs:
     def _sees_random(self, name):
         return self._config[name].augment or config_lib.mixes(self._config[name])
 
-    def _stored(self, name, split, augment, variables):
-        cut, num_views = self._cuts[name], self._config.features.augment_views
-        examples = self._setup.data.splits[split]
-        with self._process.clock("features"):
-            if augment:
-                wanted = [features.Wanted(examples, cut, view) for view in range(num_views)]
-                stores = [self._ensure(split, view, variables, None) for view in wanted]
-            else:
-                stores = [self._from_earlier_cuts(split, cut, variables)]
+    def _stored(self, name, split, variables):
+        cut, examples = self._cuts[name], self._setup.data.splits[split]
+        stores = self.stores(name, split, variables)
         row = stores[0].row
         if (rows := stores[0].tokens) is not None:
             return self._of_tokens(split, cut, row, rows)
@@ -155,14 +149,24 @@ class Inputs:
             batches, start, shapes, jax.tree.map(lambda leaf: leaf.update(shape=(mean, *leaf.shape[1:])), row)
         )
 
-    def _from_earlier_cuts(self, split, cut, variables):
-        """The store at `cut`, each cut at which phases need `split` starting where the one before ends."""
-        base = None
-        for earlier in sorted(c for c in self.plain_cuts(split) if c < cut):
-            with contextlib.suppress(space.NoSpaceError):  # of another phase, which will say so itself
-                stored = self._ensure(split, features.Wanted(self._setup.data.splits[split], earlier), variables, base)
-                base = (earlier, stored)
-        return self._ensure(split, features.Wanted(self._setup.data.splits[split], cut), variables, base)
+    def stores(self, name: str, split: str, variables: dict, task: tuple[int, int] | None = None) -> list[store.Store]:
+        """Those that phase `name` sees of `split`, one a view: computed, each cut from where the one before ends.
+
+        What is not whole after its `task`, see `extraction.write`, and what would be computed from that are left out.
+        """
+        cut, examples, base = self._cuts[name], self._setup.data.splits[split], None
+        ensure = functools.partial(self._ensure, split, variables, task)
+        with self._process.clock("features"):
+            if split == "train" and self._config[name].augment:
+                views = [features.Wanted(examples, cut, view) for view in range(self._config.features.augment_views)]
+                return [stored for view in views if (stored := ensure(view, None))]
+            for earlier in sorted(c for c in self.plain_cuts(split) if c < cut):
+                with contextlib.suppress(space.NoSpaceError):  # of another phase, which will say so itself
+                    if (stored := ensure(features.Wanted(examples, earlier), base)) is None:
+                        return []
+                    base = (earlier, stored)
+            stored = ensure(features.Wanted(examples, cut), base)
+            return [stored] if stored else []
 
     def plain_cuts(self, split: str) -> set[int]:
         """The cuts at which phases need `split` without augmentation, where they need not see examples."""
@@ -172,10 +176,10 @@ class Inputs:
             if self._cuts[name] and not (split == "train" and self._sees_random(name))
         }
 
-    def _ensure(self, split, wanted, variables, base):
+    def _ensure(self, split, variables, task, wanted, base):
         corrupt = self._corrupt[split]
         progress = functools.partial(self._progress, base is None)
-        return features.ensure(self._setup, variables, wanted, base, corrupt, progress)
+        return features.ensure(self._setup, variables, wanted, base, corrupt, progress, task)
 
     @contextlib.contextmanager
     def _progress(self, from_examples, title, total, first):

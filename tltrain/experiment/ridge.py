@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from tltrain.errors import TerminatedError
 from tltrain.experiment import evaluation, loop
 from tltrain.experiment.phase import Phase, Run
+from tltrain.runtime import hosts
 from tltrain.training import steps
 
 
@@ -22,8 +24,8 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
     train, val = (run.inputs.of_phase(phase.name, split, variables) for split in ("train", "val"))
     started = time.perf_counter()
     with run.process.clock("train"):
-        gram, cross = _sums(run, variables, train)
-        head = solve(gram, cross, phase.config.weight_decay)
+        sums = hosts.collect("ridge", _sums(run, variables, train))
+        head = hosts.on_writer(lambda: solve(_total(sums, 0), _total(sums, 1), phase.config.weight_decay))
     seconds = time.perf_counter() - started
     variables["params"] = {"backbone": state.params["backbone"], "head": head}
     of_train = loop.evaluate_split(run, variables, train, "train")
@@ -39,17 +41,23 @@ def fit(run: Run, phase: Phase, state: steps.TrainState) -> None:
 
 
 def _sums(run, variables, train):
-    """`X^T W X` and `X^T W Y` over all examples, of features with a last column of ones and the targets of the task."""
-    gram = cross = np.float64(0)
+    """`X^T W X` and `X^T W Y` of features with a last column of ones and the targets, of the part of this process."""
+    gram, cross, stopped = np.float64(0), np.float64(0), False
     for batch in evaluation.evaluated(run.setup, variables, train):
         label, features = np.asarray(batch["label"]), np.asarray(batch["inputs"], np.float64)
         rows = np.concatenate([features, np.ones((len(features), 1))], 1)
         targets, weights = run.setup.task.ridge(label)
         weighted = rows * (weights * np.asarray(batch["mask"]))[:, None]
         gram, cross = gram + weighted.T @ rows, cross + weighted.T @ targets
-        if run.process.stop():
-            raise TerminatedError("stopped before the ridge probe was solved; the same command solves it")
+        if stopped := run.process.stop():
+            break
+    if any(hosts.gather("stopped", stopped)):
+        raise TerminatedError("stopped before the ridge probe was solved; the same command solves it")
     return gram, cross
+
+
+def _total(parts: list[Any], which: int) -> Any:
+    return sum(part[which] for part in parts)
 
 
 def solve(gram: np.ndarray, cross: np.ndarray, penalty: float) -> dict[str, np.ndarray]:

@@ -87,10 +87,8 @@ def _run_in(work: Workdir, config: ConfigDict, process: Process) -> dict[str, An
 def _check_hosts(config):
     """Raises ConfigError where processes differ, or the config asks for what one process does alone."""
     hosts.agree(json.loads(config_lib.to_json(config)), lambda first: config_lib.differences(config, first))
-    flat = config_lib.flatten(config)
-    for key, value in {"parallel": "pmap", "probe.optimizer": "ridge"}.items():
-        if flat[key] == value:
-            raise ConfigError(f"{key} = {value!r} is done by one process, here are {hosts.count()}; choose another")
+    if config.parallel == "pmap":
+        raise ConfigError(f"parallel = 'pmap' is for one process, here are {hosts.count()}; set parallel = 'jit'")
 
 
 def begin(work: Workdir, fixed: setup.Setup, origin: dict[str, Any]) -> None:

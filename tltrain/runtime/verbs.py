@@ -33,5 +33,5 @@ VERBS = {
     "export": Verb(
         "Writes a finished run as files that need no tltrain.", "--workdir runs/cats_dogs --format keras,onnx"
     ),
-    "features": Verb("Shows or removes stored activations of frozen stages.", "--list"),
+    "features": Verb("Shows, removes or computes stored activations of frozen stages.", "--list"),
 }
