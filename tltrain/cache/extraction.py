@@ -123,7 +123,7 @@ def write(
     due = sorted(set(range(writer.num_shards)).difference(*held))
     first, step = task or (hosts.index(), hosts.count())
     missing = writer.missing(due[first::step])
-    left = sum(hosts.gather(title, len(missing)))  # nothing is written before all have seen what is missing
+    left = sum(hosts.gather(title, len(missing)))
     done = 0 if task else count - left
     stopped = _compute(work, variables, writer, missing, lambda: progress(title, done + left, done))
     writer.flush()
@@ -138,12 +138,12 @@ def _compute(work, variables, writer, missing, progress) -> bool:
     """Computes the rows `missing` and writes them; returns whether it was stopped before all were there."""
     planned, origin, result, done = work.batches(missing), work.origin, work.result(), 0
     batches = work.read(planned)
-    if origin.reads_examples:
+    if planned and origin.reads_examples:
         begin_import()  # TensorFlow comes in while XLA compiles
     for program in work.programs(planned) if planned else ():
         forward.compiled(program)
     computed = forward.activations(work.setup, origin.start, work.cut, variables, batches)
-    if origin.reads_examples:
+    if planned and origin.reads_examples:
         import_tensorflow()
     with progress() as update:
         for batch, plan in zip(computed, planned, strict=True):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from tltrain import formats, places
 from tltrain.cache import extraction, sharing, store
+from tltrain.cache.shards import DamagedError
 from tltrain.data import pipeline
 from tltrain.data.split import Split
 from tltrain.errors import WorkdirError
@@ -139,7 +140,7 @@ def _stored(folder: Path, num_examples: int) -> store.Store | None:
         stored = store.Store(folder)
         if _name(stored.facts) == folder.name and len(stored.readable) == num_examples:
             return stored
-    except store.DamagedError:
+    except DamagedError:
         pass
     console.warn(f"stored features were damaged; at {folder}; they are computed again")
     shutil.rmtree(folder)

@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,11 @@ import numpy as np
 
 MISSING, READABLE, UNREADABLE = range(3)
 ROW = np.dtype([("state", np.uint8), ("crc", np.uint32)])
-_FEWEST, _SHARDS, _LARGEST = 256, 64, 128 << 20  # rows, shards and bytes that bound the rows of a shard
+_FEWEST, _SHARDS, _LARGEST = 1024, 64, 128 << 20  # rows, shards and bytes that bound the rows of a shard
+
+
+class DamagedError(Exception):
+    """The files of a store are not what was written."""
 
 
 class Layout:
@@ -37,13 +41,13 @@ class Layout:
         first = shard * self.rows_of_shard
         return range(first, min(first + self.rows_of_shard, self.num_rows))
 
-    def place(self, row: int) -> tuple[int, Any]:
-        """The shard of a row, and where it lies in the arrays of that."""
-        shard, place = divmod(row, self.rows_of_shard)
+    def place(self, row: int) -> tuple[int, int, Any]:
+        """The shard of a row, which one it is there, and where it lies in the arrays of that."""
+        shard, k = divmod(row, self.rows_of_shard)
         if self.offsets is None:
-            return shard, place
+            return shard, k, k
         begin = self.offsets[shard * self.rows_of_shard]
-        return shard, slice(self.offsets[row] - begin, self.offsets[row + 1] - begin)
+        return shard, k, slice(self.offsets[row] - begin, self.offsets[row + 1] - begin)
 
     def files(self, folder: Path, shard: int) -> list[tuple[Path, np.dtype, tuple[int, ...]]]:
         """The files of a shard with what is in each: `rows` first, then its arrays."""
@@ -52,6 +56,14 @@ class Layout:
         arrays = [(name, on_disk(leaf.dtype), (count, *leaf.shape[1:])) for name, leaf in self.arrays]
         wanted = [("rows", ROW, (len(rows),)), *arrays]
         return [(folder / f"{name}-{shard:05d}.npy", dtype, shape) for name, dtype, shape in wanted]
+
+
+def loaded(path: Path, dtype: np.dtype, shape: tuple[int, ...], mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array in a file; raises DamagedError where it is another."""
+    array = np.load(path, mmap_mode)
+    if (array.dtype, array.shape) != (dtype, shape):
+        raise DamagedError(f"{path}: {array.dtype} {array.shape}")
+    return array
 
 
 def opened(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

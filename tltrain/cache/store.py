@@ -25,16 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tltrain.cache.shards import MISSING, READABLE, UNREADABLE, Layout, crc, on_disk, opened
+from tltrain.cache.shards import MISSING, READABLE, UNREADABLE, DamagedError, Layout, crc, loaded, on_disk, opened
 from tltrain.data.pipeline import TokenRows
 from tltrain.errors import WorkdirError
 
 _OPEN = 128  # shards of a store that are mapped at once to be read: each takes a file handle an array
 _WRITTEN = 4  # shards that are mapped at once to be written
-
-
-class DamagedError(Exception):
-    """The files of a store are not what was written."""
 
 
 class Store:
@@ -57,24 +53,21 @@ class Store:
             self.offsets = np.load(path) if path.exists() else None
             self._shapes = jax.tree.map(_shape_of, self.facts["array"], is_leaf=lambda tree: "shape" in tree)
             self._layout = Layout(self._shapes, self.offsets, self.facts["rows_of_shard"])
-            self._rows = np.concatenate([self._mapped(k)[0] for k in range(self._layout.num_shards)])
+            shards = range(self._layout.num_shards)
+            self._rows = np.concatenate([loaded(*self._layout.files(folder, shard)[0]) for shard in shards])
+            for shard in shards[:_OPEN]:
+                self._mapped(shard)
         except Exception as error:  # whatever NumPy makes of damaged bytes
             raise DamagedError(f"{folder}: {error}") from error
         self.readable: np.ndarray = self._rows["state"] == READABLE
-        self._checked = np.zeros(len(self._rows), bool)
+        self._checked = bytearray(len(self._rows))
         os.utime(folder / "store.json")  # the time of the last use
 
     def _map(self, shard):
-        """State and CRC of the rows of a shard, and its arrays."""
-        mapped = []
-        for path, dtype, shape in self._layout.files(self.folder, shard):
-            array = np.load(path, mmap_mode="r")
-            if (array.dtype, array.shape) != (dtype, shape):
-                raise DamagedError(f"{path}: {array.dtype} {array.shape}")
-            mapped.append(array)
-        rows, *arrays = mapped
+        """The arrays of a shard."""
+        arrays = [loaded(*file, "r") for file in self._layout.files(self.folder, shard)[1:]]
         kinds = [leaf.dtype for _, leaf in self._layout.arrays]
-        return rows, [np.asarray(array).view(kind) for array, kind in zip(arrays, kinds, strict=True)]
+        return [np.asarray(array).view(kind) for array, kind in zip(arrays, kinds, strict=True)]
 
     @property
     def tokens(self) -> TokenRows | None:
@@ -93,27 +86,29 @@ class Store:
         Raises:
             WorkdirError: a row is not what was written; the store is removed.
         """
-        rows = [self._row(int(i)) for i in index]
-        tree = jax.tree.structure(self._shapes)
-        if self.offsets is None:
-            return jax.tree.unflatten(tree, [np.stack(parts) for parts in zip(*rows, strict=True)])
-        return [jax.tree.unflatten(tree, [np.array(part) for part in row]) for row in rows]
+        leaves, tree = jax.tree.flatten(self._shapes)
+        if self.offsets is not None:
+            return [jax.tree.unflatten(tree, [np.array(part) for part in self._row(i)]) for i in index.tolist()]
+        arrays = [np.empty((len(index), *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+        for j, i in enumerate(index.tolist()):
+            for array, part in zip(arrays, self._row(i), strict=True):
+                array[j] = part
+        return jax.tree.unflatten(tree, arrays)
 
     def _row(self, i):
-        shard, place = self._layout.place(i)
         try:
-            row = [array[place] for array in self._mapped(shard)[1]]
-            damaged = not self._checked[i] and crc(self.folder, i, self._rows["state"][i], row) != self._rows["crc"][i]
-        except (DamagedError, OSError, ValueError):  # a shard that was sound when the store was opened
-            damaged = True
-        if damaged:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise WorkdirError(
-                f"stored features were damaged; row {i} of {self.folder}; they are removed now, and the same "
-                "command computes them again and goes on"
-            )
-        self._checked[i] = True
-        return row
+            shard, _, place = self._layout.place(i)
+            row = [array[place] for array in self._mapped(shard)]
+            if self._checked[i] or crc(self.folder, i, self._rows["state"][i], row) == self._rows["crc"][i]:
+                self._checked[i] = True
+                return row
+        except (DamagedError, OSError, ValueError):  # a shard that was there when the store was opened
+            pass
+        shutil.rmtree(self.folder, ignore_errors=True)
+        raise WorkdirError(
+            f"stored features were damaged; row {i} of {self.folder}; they are removed now, and the same "
+            "command computes them again and goes on"
+        )
 
 
 class Writer:
@@ -155,7 +150,7 @@ class Writer:
     def _is_there(self, i, written):
         if written["state"] == MISSING:
             return False
-        shard, place = self._layout.place(i)
+        shard, _, place = self._layout.place(i)
         return crc(self._folder, i, written["state"], [a[place] for a in self._map(shard)[1:]]) == written["crc"]
 
     def _files(self, shard):
@@ -177,11 +172,12 @@ class Writer:
         """The `rows` of `index` and whether there were examples."""
         for i, good, tree in zip(map(int, index), readable, rows, strict=True):
             row = [np.asarray(leaf).view(on_disk(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
-            (shard, place), state = self._layout.place(i), READABLE if good else UNREADABLE
+            shard, k, place = self._layout.place(i)
+            state = READABLE if good else UNREADABLE
             written, *arrays = self._map(shard)
             for array, part in zip(arrays, row, strict=True):
                 array[place] = part
-            written[i - self._layout.rows(shard)[0]] = (state, crc(self._folder, i, state, row))
+            written[k] = (state, crc(self._folder, i, state, row))
 
     def flush(self) -> None:
         """Gives what was written to the disk."""
