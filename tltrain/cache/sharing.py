@@ -9,21 +9,20 @@ from pathlib import Path
 from tltrain.cache.store import Writer
 from tltrain.runtime import hosts
 
+_NAME = ".name"  # file of a folder: what no other has in it
+
 
 @functools.cache
 def _leaders(folder: Path) -> list[int]:
-    """For each process the first one that sees the files it writes to `folder`; found out once."""
+    """For each process the first one that sees the same `folder`; found out once."""
     if hosts.count() == 1:
         return [0]
-    name = hosts.on_writer(lambda: f".seen_by_{uuid.uuid4().hex}")
-    own = folder / f"{name}_{hosts.index()}"
-    own.touch()
-    hosts.gather("written", None)
-    seen = [i for i in range(hosts.count()) if (folder / f"{name}_{i}").exists()]
-    found = hosts.gather("seen", seen[0])
-    with contextlib.suppress(OSError):
-        own.unlink()
-    return found
+    path = folder / _NAME
+    with contextlib.suppress(FileExistsError), path.open("x") as file:
+        file.write(uuid.uuid4().hex)
+    hosts.gather("named", None)
+    folders = hosts.gather("folder", [path.read_text(), path.stat().st_ino])  # a copy of a folder has another inode
+    return [folders.index(one) for one in folders]
 
 
 def leads(folder: Path) -> bool:
