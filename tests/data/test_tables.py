@@ -15,7 +15,7 @@ from test_train import run
 
 from tltrain import config as config_lib
 from tltrain import evaluate
-from tltrain.data import identity, sources
+from tltrain.data import identity, sources, table_reader
 from tltrain.errors import ConfigError, DataError
 from tltrain.models import zoo
 from tltrain.training.setup import read_data
@@ -193,7 +193,6 @@ BAD = {  # name of the file, its content, keys of the group data, what is said
     "object": ("a.jsonl", b'{"text": "", "label": {"a": 1}}', {}, "label .* of a.jsonl:1 is no string, number or list"),
     "fractions": ("a.csv", b"text,label\n1,1\n2,2.5\n", {}, "label 2.5 of a.csv:3 is no .*task = 'regression'"),
     "parquet": ("a.parquet", b"PAR1 and no more", {}, "cannot read the table .*a.parquet"),
-    "too large": ("a.csv", GOOD, {"max_memory_gib": 1e-9}, "more than data.max_memory_gib = 1e-09"),
     "other split": ("a.csv", GOOD, {"splits": ("train", "val")}, "no split 'val'; .* has train; .*data.split"),
     "one class": ("a.csv", b"text,label\n1,x\n2,x\n", {}, "has 1 class; .*name another column by data.label"),
     "unknown class": ("a.csv", b"text,label,s\n1,x,train\n2,y,val\n", {"split": "s"}, "a.csv:3 has the class 'y'"),
@@ -209,6 +208,13 @@ def test_what_is_no_table_is_refused_in_a_line_that_names_the_row(case, tmp_path
         load(tmp_path / name, **changes)
     line = str(caught.value)
     assert "\n" not in line and line.count("; ") >= 2, "what, where, what to do"
+
+
+def test_a_table_that_does_not_fit_the_memory_is_refused(tmp_path, monkeypatch):
+    for path in (write(tmp_path / "a.csv", words(20)), write(tmp_path / "a.parquet", words(20))):
+        monkeypatch.setattr(table_reader, "free_memory", lambda: 10)
+        with pytest.raises(DataError, match=rf"{path.name} takes about 0.0 GiB of memory, .* are free; at .*; take a"):
+            load(path)
 
 
 def test_text_in_parquet_that_is_not_utf8_is_named_by_its_row(tmp_path):

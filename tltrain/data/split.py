@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tltrain.data.kinds.kind import Kind, Tokens
+from tltrain.data.names import Names
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Split:
     """
 
     expression: str
-    ids: tuple[str, ...]
+    ids: Names
     labels: np.ndarray
     read: Callable[[int], bytes]
     kind: Kind
@@ -36,7 +37,7 @@ class Split:
     @property
     def num_examples(self) -> int:
         """Number of examples that count."""
-        return len(self.rows)
+        return len(self.ids) if self.drawn is None else len(self.drawn)
 
     @functools.cached_property
     def tokens(self) -> Tokens:

@@ -34,7 +34,7 @@ def resolved(root: Path, config: ConfigDict) -> tuple[str, ...]:
     if _is_folder(root):
         there = set(_tables_in(root))
     elif config.split:
-        table = table_reader.read(root, {config.split: "data.split"}, config.max_memory_gib)
+        table = table_reader.read(root, {config.split: "data.split"})
         there = set(_split_names(table, config.split))
     else:
         there = {"train"}
@@ -77,7 +77,7 @@ def examples(path: Path, config: ConfigDict, kind: Kind) -> list[tuple[str, byte
     `config` is the group `data`. Raises DataError as `load`.
     """
     columns = kind.columns(config)
-    table = table_reader.read(path, columns, config.max_memory_gib)
+    table = table_reader.read(path, columns)
     rows = _Rows.of(table, tuple(columns), kind, path.parent)
     return [(table.where(i), example) for i, example in enumerate(rows.examples)]
 
@@ -130,7 +130,6 @@ def _tables(
     root: Path, names: Sequence[str], wanted: Mapping[str, str], config: ConfigDict
 ) -> tuple[list[str], dict[str, Table], LeftOut]:
     """What the tables are called that `names` mean, these tables, and what lies beside them."""
-    gib = config.max_memory_gib
     if _is_folder(root):
         if config.split:
             raise DataError(
@@ -143,12 +142,12 @@ def _tables(
             "tables beside the splits": tuple(path.name for stem, path in there.items() if stem not in bases),
             "files beside the tables": tuple(path.name for path in _visible(root) if path not in there.values()),
         }
-        tables = {base: table_reader.read(there[base], wanted, gib) for base in dict.fromkeys(bases)}
+        tables = {base: table_reader.read(there[base], wanted) for base in dict.fromkeys(bases)}
         return bases, tables, {reason: found for reason, found in left_out.items() if found}
     if not config.split:
         bases = [_named(name, ["train"], root) for name in names]
-        return bases, {"train": table_reader.read(root, wanted, gib)}, {}
-    table = table_reader.read(root, {**wanted, config.split: "data.split"}, gib)
+        return bases, {"train": table_reader.read(root, wanted)}, {}
+    table = table_reader.read(root, {**wanted, config.split: "data.split"})
     rows = collections.defaultdict(list)
     for i, name in enumerate(_split_names(table, config.split)):
         rows[name].append(i)
