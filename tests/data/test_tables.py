@@ -88,7 +88,7 @@ def test_every_format_gives_the_same_data(suffix, labels, tmp_path):
         assert data.class_names == names
         found.append(examples(data))
         first = 2 if path.suffix in (".csv", ".tsv") else 1
-        assert data.splits["train"].ids == tuple(f"{name}:{i}" for i in range(first, first + 6))
+        assert tuple(data.splits["train"].ids) == tuple(f"{name}:{i}" for i in range(first, first + 6))
     assert found[0] == found[1] and found[0]["train"][0] == [text.encode() for text, _ in ODD]
 
 
@@ -139,7 +139,7 @@ def test_a_column_divides_a_table_and_rows_of_no_named_split_are_left_out(tmp_pa
     )
     data = load(path, split="part")
     assert [split.expression for split in data.splits.values()] == ["train", "val"], "as they stand by default"
-    assert data.splits["val"].ids == tuple(f"a.csv:{i}" for i in range(8, 14))
+    assert tuple(data.splits["val"].ids) == tuple(f"a.csv:{i}" for i in range(8, 14))
     assert data.left_out == {"rows of other splits": tuple(f"a.csv:{i}" for i in range(14, 26))}
     data = load(path, split="part", splits=("validation[:50%]", "validation[50%:]", "train"))
     assert [split.num_examples for split in data.splits.values()] == [4, 2, 6]

@@ -1,4 +1,4 @@
-"""What the examples of a split are called: a hundred million names in a few bytes each."""
+"""What the examples of a split are called, and other small things that there are as many of, in few bytes each."""
 
 import bisect
 import itertools
@@ -19,21 +19,35 @@ class Names(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
 
-class Strings:
-    """Any strings, in one array of bytes; 8 bytes a string beside them."""
+class Blobs:
+    """Pieces of bytes, one after another in one array; 8 bytes each beside them."""
 
-    def __init__(self, strings: Iterable[str]) -> None:
+    def __init__(self, blobs: Iterable[bytes]) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
-        for one in strings:
-            self._bytes += one.encode("utf-8", "surrogateescape")  # as the system gives names that are no UTF-8
+        for one in blobs:
+            self._bytes += one
             self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, i: SupportsIndex, /) -> str:
+    def __getitem__(self, i: SupportsIndex, /) -> bytes:
         at = range(len(self))[i]
-        return self._bytes[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogateescape")
+        return bytes(memoryview(self._bytes)[self._ends[at] : self._ends[at + 1]])
+
+
+class Strings:
+    """Any strings, as `Blobs`."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        # as the system gives names that are no UTF-8
+        self._blobs = Blobs(one.encode("utf-8", "surrogateescape") for one in strings)
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def __getitem__(self, i: SupportsIndex, /) -> str:
+        return self._blobs[i].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from tltrain.data.expressions import HELD_OUT, ROLES, parse
 from tltrain.data.expressions import resolved as _resolved
 from tltrain.data.files import read_file
 from tltrain.data.kinds.kind import Kind
+from tltrain.data.names import Blobs, Strings
 from tltrain.data.split import Data, Split
 from tltrain.data.table_reader import SUFFIXES, Table
 from tltrain.errors import DataError, foreign_errors
@@ -226,15 +228,15 @@ def _slice(ranked: Sequence[Sequence[Sequence[int]]], start: int, stop: int) -> 
 
 
 def _split(expression: str, rows: _Rows, labels: np.ndarray, chosen: Sequence[int], kind: Kind) -> Split:
-    table, examples = rows.table.take(chosen), [rows.examples[i] for i in chosen]
+    table, examples = rows.table.take(chosen), Blobs(os.fsencode(rows.examples[i]) for i in chosen)
+    are_files = bool(rows.files)  # `read` keeps nothing else of the table
 
     def read(i: int) -> bytes:
-        example = examples[i]
-        return example if isinstance(example, bytes) else read_file(example)
+        return read_file(Path(os.fsdecode(examples[i]))) if are_files else examples[i]
 
     # with the numbers of rows, since what a page keeps of an example goes by these and is looked up by the fingerprint
     digest = hashlib.sha256(b"".join(rows.sha256[i] for i in chosen))
     digest.update(np.asarray(table.rows, np.int64).tobytes())
     files = {table.name: table.sha256} | dict(rows.files[i] for i in chosen if rows.files)
-    ids = tuple(map(table.where, range(len(chosen))))
+    ids = Strings(map(table.where, range(len(chosen))))
     return Split(expression, ids, labels[list(chosen)], read, kind, digest.hexdigest(), files)
