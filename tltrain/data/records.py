@@ -52,7 +52,7 @@ def opened(path: Path, what: Content, form: str) -> RecordFile:
 
 class _TFRecords:
     def __init__(self, path: Path, sha256: bytes) -> None:
-        self._path, self._offsets = path, _index(path, sha256)
+        self._path, self._name, self._offsets = str(path), path.name, _index(path, sha256)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -70,7 +70,7 @@ class _TFRecords:
             length, checksum = _HEADER.unpack_from(found)[0], _CHECKSUM.unpack_from(found, size - _CHECKSUM.size)[0]
             if length == len(data) and checksum == _masked(data):
                 return data
-        raise ValueError(f"record {i} of {self._path.name} is damaged")
+        raise ValueError(f"record {i} of {self._name} is damaged")
 
 
 class _ArrayRecords:

@@ -1,6 +1,7 @@
 """A data set of TFDS -> splits."""
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import math
@@ -48,8 +49,11 @@ def load(name: str, config: ConfigDict, kind: Kind) -> Data:
     for feature in map(builder.info.features.__getitem__, parts.examples):
         if not isinstance(feature, tfds.features.Image) and (feature.shape != () or feature.np_dtype != np.object_):
             raise DataError(f"{name} has no encoded examples; {feature!r:.80} is not read; choose another data.source")
-    with _unreadable(builder):
-        splits = [_tfds_split(tfds, builder, expression, parts, labels, kind) for expression in config.splits]
+    unreadable = _unreadable(builder.info)
+    with unreadable():
+        splits = [
+            _tfds_split(builder.info, expression, parts, labels, kind, unreadable) for expression in config.splits
+        ]
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     return Data(roles, labels.class_names, labels.task)
 
@@ -118,10 +122,10 @@ class _Labels(NamedTuple):
         return found
 
 
-def _unreadable(builder):
-    """Whatever TFDS raises of files that are gone or damaged becomes a DataError."""
-    what, remedy = f"cannot read {builder.info.full_name}", f"in {builder.info.data_dir}; prepare the data set again"
-    return foreign_errors(DataError, what, remedy)
+def _unreadable(info):
+    """What makes a DataError of whatever is raised of files that are gone or damaged."""
+    what, remedy = f"cannot read {info.full_name}", f"in {info.data_dir}; prepare the data set again"
+    return functools.partial(foreign_errors, DataError, what, remedy)
 
 
 def to_prepare(name: str, config: ConfigDict) -> str:
@@ -149,23 +153,21 @@ def _tfds_errors(name, config):
         ) from error
 
 
-def _tfds_split(tfds, builder, expression, parts, labels, kind):
+def _tfds_split(info, expression, parts, labels, kind, unreadable):
     """One split, of which an example is read from its file when it is asked for."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    full_name = builder.info.full_name
+    full_name = info.full_name
     try:
-        instructions = builder.info.splits[expression].file_instructions
+        instructions = info.splits[expression].file_instructions
     except (ValueError, KeyError) as error:
         raise DataError(f"split {expression!r} cannot be read; of {full_name}; change data.splits") from error
     paths = [Path(os.fspath(i.filename)) for i in instructions]
     ids = Places([Span(path.name, i.skip, i.take) for path, i in zip(paths, instructions, strict=True)])
-    contents = content.of_files(paths, f"records in {builder.info.data_dir}", sys.maxsize)
+    contents = content.of_files(paths, f"records in {info.data_dir}", sys.maxsize)
     files = {path.name: what.sha256 for path, what in zip(paths, contents, strict=True)}
     fingerprint = _fingerprint(full_name, ids, sorted(files.items()), *([parts.examples] if parts.by_name else []))
-    opened = [
-        records.opened(path, what, builder.info.file_format.value) for path, what in zip(paths, contents, strict=True)
-    ]
+    opened = [records.opened(path, what, info.file_format.value) for path, what in zip(paths, contents, strict=True)]
     for path, file, instruction in zip(paths, opened, instructions, strict=True):
         if len(file) != instruction.examples_in_shard:
             raise DataError(
@@ -178,7 +180,7 @@ def _tfds_split(tfds, builder, expression, parts, labels, kind):
         return tf_example_pb2.Example.FromString(opened[span].read(position)).features.feature
 
     def read(i):
-        with _unreadable(builder):
+        with unreadable():
             return _example(features(i), parts, kind)
 
     name = f"{fingerprint}_{hashlib.sha256(parts.label.encode()).hexdigest()[:16]}" if parts.by_name else fingerprint
