@@ -35,6 +35,9 @@ class Blobs:
         at = range(len(self))[i]
         return bytes(memoryview(self._bytes)[self._ends[at] : self._ends[at + 1]])
 
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(len(self)))
+
 
 class Strings:
     """Any strings, as `Blobs`."""

@@ -15,9 +15,9 @@ class Split:
     """Examples of one split in a fixed order.
 
     `ids` name them (a path below the folder, or shard and position), `labels` are as `Data` says, `read(i)` gives the
-    encoded bytes of one, of which `kind` makes rows, `fingerprint` is a hash of their bytes in this order, `files` has
-    the sha256 of each file they are in, by name. Of a split of which a few are `drawn` (positions, int32), these alone
-    count; what is stored is stored of all, so that other draws find it.
+    encoded bytes of one, of which `kind` makes rows, `fingerprint` is a hash of their bytes in this order, `files()`
+    has the sha256 of each file they are in, by name. Of a split of which a few are `drawn` (positions, int32), these
+    alone count; what is stored is stored of all, so that other draws find it.
     """
 
     expression: str
@@ -26,7 +26,7 @@ class Split:
     read: Callable[[int], bytes]
     kind: Kind
     fingerprint: str
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Callable[[], Mapping[str, bytes]] = dict
     drawn: np.ndarray | None = None
 
     @property

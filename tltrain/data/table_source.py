@@ -239,4 +239,4 @@ def _split(expression: str, rows: _Rows, labels: np.ndarray, chosen: Sequence[in
     digest.update(np.asarray(table.rows, np.int64).tobytes())
     files = {table.name: table.sha256} | dict(rows.files[i] for i in chosen if rows.files)
     ids = Strings(map(table.where, range(len(chosen))))
-    return Split(expression, ids, labels[list(chosen)], read, kind, digest.hexdigest(), files)
+    return Split(expression, ids, labels[list(chosen)], read, kind, digest.hexdigest(), lambda: files)

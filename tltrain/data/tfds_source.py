@@ -185,7 +185,7 @@ def _tfds_split(info, expression, parts, labels, kind, unreadable):
 
     name = f"{fingerprint}_{hashlib.sha256(parts.label.encode()).hexdigest()[:16]}" if parts.by_name else fingerprint
     found = _stored_labels(name, len(ids), labels, lambda i: _values(features(i)[parts.label]))
-    return Split(expression, ids, found, read, kind, fingerprint, files)
+    return Split(expression, ids, found, read, kind, fingerprint, lambda: files)
 
 
 def _fingerprint(full_name, ids, *facts):
