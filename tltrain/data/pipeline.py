@@ -42,14 +42,15 @@ def rows(
         `(index, mask)`, int32 and bool `[num_batches - first, B]`. The last batch is filled with examples from the
         beginning of the epoch, masked: rows of real examples, so that statistics of the batch are not spoilt.
     """
-    order = np.arange(num_examples, dtype=np.int32)
+    shape = (num_batches(num_examples, batch_size), batch_size)
+    index, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    mask.reshape(-1)[:num_examples] = True
+    order = index.reshape(-1)[:num_examples]
+    order[:] = np.arange(num_examples, dtype=np.int32)
     if shuffle is not None:
         np.random.default_rng(shuffle).shuffle(order)
-    total = num_batches(num_examples, batch_size) * batch_size
-    mask = np.ones(total, bool)
-    mask[num_examples:] = False
-    shape = (-1, batch_size)
-    return np.resize(order, total).reshape(shape)[first:], mask.reshape(shape)[first:]
+    index.reshape(-1)[num_examples:] = np.resize(order, index.size - num_examples)
+    return index[first:], mask[first:]
 
 
 class Corrupt:
