@@ -173,3 +173,33 @@ def tiny_text_config(folder: Path, features: Path):
 @pytest.fixture
 def tiny_text(tmp_path):
     return tiny_text_config(tmp_path / "texts", tmp_path / "features")
+
+
+NUM_SHARDS = 4
+
+
+def write_records(folder: Path, count: int, form: str) -> None:
+    """The TFDS set `pictures`: `count` noisy images of 3 classes and of any size, in shards in the form `form`."""
+    import tensorflow_datasets as tfds
+
+    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=("a", "b", "c"))}
+            keys = ("image", "label")
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            rng = np.random.default_rng(0)
+            for i in range(count):
+                size = (int(rng.integers(8, 60)), int(rng.integers(8, 60)), 3)
+                yield i, {"image": rng.integers(0, 256, size, np.uint8), "label": i % 3}
+
+    config = tfds.download.DownloadConfig(num_shards=NUM_SHARDS)
+    Pictures(data_dir=folder, file_format=form).download_and_prepare(download_config=config)

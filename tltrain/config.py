@@ -46,7 +46,6 @@ def default() -> ConfigDict:
     data.resize = "stretch"  # "stretch": aspect ratio not kept | "crop": keep it, cut the longer side
     data.pixels = "backbone"  # "backbone": as it was trained | "unit": the /255 of many tutorials, wrong for all here
     data.max_corrupt = 0.001  # share of unreadable examples above which the run stops
-    data.max_memory_gib = 8.0  # GiB of encoded examples that a TFDS split or a table may hold in memory
     data.augment = augment = Keys()  # strengths; a phase turns them on with its own `augment`
     augment.horizontal_flip = True  # mirror left to right, every other image
     augment.vertical_flip = False  # mirror top to bottom, every other image

@@ -106,7 +106,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.resize": _one_of("stretch", "crop"),
     "data.pixels": _one_of("backbone", "unit"),
     "data.max_corrupt": _number(0, 1),
-    "data.max_memory_gib": _number(0, LARGEST),
     "data.augment.horizontal_flip": _BOOL,
     "data.augment.vertical_flip": _BOOL,
     "data.augment.min_area": _number(0.01, 1),

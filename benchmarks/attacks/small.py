@@ -9,6 +9,7 @@ TIMES = {
     "seconds",
     "share_waiting_for_input",
     "examples_per_second",
+    "step_examples_per_second",
     "files",
     "sha256",
 }  # of a report or a line of metrics

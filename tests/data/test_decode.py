@@ -329,7 +329,7 @@ def test_the_doctor_and_thumbnails_go_on_past_what_cannot_be_read(images, tmp_pa
     split = split_of(images, lambda i: JPEG if i else read_file(tmp_path / "pipe"))
     looked = inspect.look(split, np.arange(3), lambda done: None)
     assert looked.errors == {0: "a named pipe, not a file"} and looked.readable.tolist() == [False, True, True]
-    assert set(thumbnails._make(split, split.ids[:2])) == {split.ids[1]}
+    assert set(thumbnails._make(split, list(split.ids)[:2])) == {split.ids[1]}
 
 
 def test_a_picture_leaves_what_its_file_says_beside_the_pixels():

@@ -125,7 +125,7 @@ def test_files_are_read_once_and_again_where_what_is_kept_of_them_is_damaged(ima
     monkeypatch.setattr(content, "_SETTLED", 0)
     read = content._read_file
     seen = []
-    monkeypatch.setattr(content, "_read_file", lambda path: (seen.append(path), read(path))[1])
+    monkeypatch.setattr(content, "_read_file", lambda *of: (seen.append(of[0]), read(*of))[1])
     paths = sorted(images.rglob("*.jpg"))
     first = content.of_files(paths, "here")
     assert content.of_files(paths, "here") == first and len(seen) == 48

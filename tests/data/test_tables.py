@@ -15,7 +15,7 @@ from test_train import run
 
 from tltrain import config as config_lib
 from tltrain import evaluate
-from tltrain.data import identity, sources
+from tltrain.data import identity, sources, table_reader
 from tltrain.errors import ConfigError, DataError
 from tltrain.models import zoo
 from tltrain.training.setup import read_data
@@ -88,7 +88,7 @@ def test_every_format_gives_the_same_data(suffix, labels, tmp_path):
         assert data.class_names == names
         found.append(examples(data))
         first = 2 if path.suffix in (".csv", ".tsv") else 1
-        assert data.splits["train"].ids == tuple(f"{name}:{i}" for i in range(first, first + 6))
+        assert tuple(data.splits["train"].ids) == tuple(f"{name}:{i}" for i in range(first, first + 6))
     assert found[0] == found[1] and found[0]["train"][0] == [text.encode() for text, _ in ODD]
 
 
@@ -139,7 +139,7 @@ def test_a_column_divides_a_table_and_rows_of_no_named_split_are_left_out(tmp_pa
     )
     data = load(path, split="part")
     assert [split.expression for split in data.splits.values()] == ["train", "val"], "as they stand by default"
-    assert data.splits["val"].ids == tuple(f"a.csv:{i}" for i in range(8, 14))
+    assert tuple(data.splits["val"].ids) == tuple(f"a.csv:{i}" for i in range(8, 14))
     assert data.left_out == {"rows of other splits": tuple(f"a.csv:{i}" for i in range(14, 26))}
     data = load(path, split="part", splits=("validation[:50%]", "validation[50%:]", "train"))
     assert [split.num_examples for split in data.splits.values()] == [4, 2, 6]
@@ -193,7 +193,6 @@ BAD = {  # name of the file, its content, keys of the group data, what is said
     "object": ("a.jsonl", b'{"text": "", "label": {"a": 1}}', {}, "label .* of a.jsonl:1 is no string, number or list"),
     "fractions": ("a.csv", b"text,label\n1,1\n2,2.5\n", {}, "label 2.5 of a.csv:3 is no .*task = 'regression'"),
     "parquet": ("a.parquet", b"PAR1 and no more", {}, "cannot read the table .*a.parquet"),
-    "too large": ("a.csv", GOOD, {"max_memory_gib": 1e-9}, "more than data.max_memory_gib = 1e-09"),
     "other split": ("a.csv", GOOD, {"splits": ("train", "val")}, "no split 'val'; .* has train; .*data.split"),
     "one class": ("a.csv", b"text,label\n1,x\n2,x\n", {}, "has 1 class; .*name another column by data.label"),
     "unknown class": ("a.csv", b"text,label,s\n1,x,train\n2,y,val\n", {"split": "s"}, "a.csv:3 has the class 'y'"),
@@ -209,6 +208,13 @@ def test_what_is_no_table_is_refused_in_a_line_that_names_the_row(case, tmp_path
         load(tmp_path / name, **changes)
     line = str(caught.value)
     assert "\n" not in line and line.count("; ") >= 2, "what, where, what to do"
+
+
+def test_a_table_that_does_not_fit_the_memory_is_refused(tmp_path, monkeypatch):
+    for path in (write(tmp_path / "a.csv", words(20)), write(tmp_path / "a.parquet", words(20))):
+        monkeypatch.setattr(table_reader, "free_memory", lambda: 10)
+        with pytest.raises(DataError, match=rf"{path.name} takes about 0.0 GiB of memory, .* are free; at .*; take a"):
+            load(path)
 
 
 def test_text_in_parquet_that_is_not_utf8_is_named_by_its_row(tmp_path):
@@ -279,9 +285,8 @@ def test_a_table_of_images_is_trained_as_the_folder_of_them(photos, tiny, tmp_pa
     line = ["evaluate", "--workdir", str(tmp_path / "table"), "--split", "train", "--source", f"table:{path}"]
     assert evaluate.main(line) == 0 and "48 images" in capsys.readouterr().out
     data = read_data(sources.resolved(zoo.resolved(config)))
-    assert {"photos.csv", "data/dark/dark_001.jpg"} <= data.splits["train"].files.keys() | data.splits[
-        "val"
-    ].files.keys()
+    files = {file for split in data.splits.values() for file in split.files()}
+    assert {"photos.csv", "data/dark/dark_001.jpg"} <= files
 
 
 def test_a_file_that_a_table_names_and_is_not_there_counts_as_unreadable_and_an_empty_name_is_refused(photos, tmp_path):

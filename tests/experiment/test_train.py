@@ -13,14 +13,14 @@ from PIL import Image
 
 from tltrain.data import pipeline
 from tltrain.errors import ConfigError, DataError, DivergedError, TerminatedError, WorkdirError
-from tltrain.experiment import report, train
+from tltrain.experiment import programs, report, train
 from tltrain.models import zoo
 from tltrain.runtime.checkpoint import Checkpoints, with_leaves
 from tltrain.runtime.process import Process
 from tltrain.runtime.workdir import Workdir
 from tltrain.training.setup import read_data
 
-TIMES = ("seconds", "share_waiting_for_input", "examples_per_second")
+TIMES = ("seconds", "share_waiting_for_input", "examples_per_second", "step_examples_per_second")
 TIMES += ("files", "sha256")  # digests of what tells the time too
 
 
@@ -104,6 +104,26 @@ def test_the_report_says_that_a_phase_waited_for_its_input(tiny, tmp_path, monke
     assert probe["seconds"] * probe["share_waiting_for_input"] >= 0.05 * len(probe["history"])
     assert report.waits_for(probe).startswith("input")
     assert report.waits_for({"share_waiting_for_input": 0.01}) == "compute 99%"
+    assert probe["examples_per_second"] < 8 / 0.05 < probe["step_examples_per_second"]
+    given = f"input could give {probe['examples_per_second']:.0f} img/s, a step could take"
+    assert report.speeds(probe, "img/s").startswith(given)
+
+
+def test_the_report_says_what_a_step_could_take_where_steps_are_slow(tiny, tmp_path, monkeypatch, capsys):
+    def slow(*args):
+        def step(state, batch):
+            time.sleep(0.05)
+            return made(state, batch)
+
+        made = train_program(*args)
+        return step
+
+    train_program = programs.train
+    monkeypatch.setattr(programs, "train", slow)
+    probe = run(tiny, tmp_path / "run")["phases"]["probe"]
+    assert probe["examples_per_second"] <= probe["step_examples_per_second"] * 1.01 < 8 / 0.05 * 1.01
+    assert " img/s or more, a step could take " in report.speeds(probe, "img/s")
+    assert f"probe: {report.speeds(probe, 'img/s')}." in capsys.readouterr().out
 
 
 def test_it_learns_what_can_be_learned(tiny, tmp_path):

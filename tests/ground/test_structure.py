@@ -12,12 +12,8 @@ ROOMS, FILES, PACKAGE = (DRAWN[name] for name in ("ROOMS", "FILES", "PACKAGE"))
 room_of, imports_of = DRAWN["room_of"], DRAWN["imports_of"]
 HOMES = {"tensorflow": "data.tensorflow", "tensorflow_datasets": "data.tfds_source", "h5py": "weights"}
 HOMES |= {"huggingface_hub": "hub", "safetensors": "weights", "tokenizers": "data.kinds.text"}
-HOMES |= {
-    "pyarrow": "data.table_reader",
-    "orbax": "runtime.checkpoint",
-    "absl": "runtime.command_line",
-    "jinja2": "pages",
-}
+HOMES |= {"pyarrow": "data.table_reader", "absl": "runtime.command_line", "jinja2": "pages"}
+HOMES |= dict.fromkeys(("array_record", "google_crc32c"), "data.records") | {"orbax": "runtime.checkpoint"}
 HOMES |= dict.fromkeys(("ai_edge_litert", "keras", "onnx", "onnxruntime", "tf2onnx"), "exports")
 
 

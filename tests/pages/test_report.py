@@ -23,7 +23,7 @@ from tltrain.errors import WorkdirError
 from tltrain.experiment import evaluation
 from tltrain.experiment import report as report_of
 from tltrain.models import zoo
-from tltrain.pages import compare, run_page, thumbnails
+from tltrain.pages import compare, predictions, run_page, thumbnails
 from tltrain.pages.predictions import read_predictions
 from tltrain.runtime import record
 from tltrain.training import metrics, scores
@@ -279,6 +279,15 @@ def test_the_verb_runs_from_the_command_line(runs, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert Elements(tmp_path / "both.html").of("table")
+
+
+def test_predictions_are_read_a_part_at_a_time(runs, monkeypatch):
+    whole = read_predictions(runs / "a", "classification")
+    monkeypatch.setattr(predictions, "_CHUNK", 4)
+    for split, found in read_predictions(runs / "a", "classification").items():
+        assert list(found.ids) == list(whole[split].ids) and found.classes is None
+        for part, of_whole in zip(found[1:4], whole[split][1:4], strict=True):
+            assert part.dtype == of_whole.dtype and np.array_equal(part, of_whole)
 
 
 @pytest.fixture(scope="module")

@@ -288,7 +288,7 @@ def test_labels_that_are_none_are_refused(prepared):
     labels = tfds_source._Labels("multi_label", SIDES, np.dtype(bool), (3,))
     np.testing.assert_array_equal(labels.array([[0, 2], []]), [[True, False, True], [False] * 3])
     with pytest.raises(DataError, match=r"labels \[1, 3\] are not all in 0..2"):
-        labels.array([[0], np.asarray([1, 3])])
+        labels.array([[0], [1, 3]])
     config = zoo.resolved(default())
     config.data.update(source="tfds:lit_share", data_dir=str(prepared))
     data = read_data(config)

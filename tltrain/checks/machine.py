@@ -16,6 +16,7 @@ from tltrain.checks.finding import Finding, advice, fine, problem
 from tltrain.data import sources
 from tltrain.errors import ConfigError, DataError, WorkdirError
 from tltrain.places import cache_dir
+from tltrain.runtime.process import free_memory
 from tltrain.runtime.record import read_json
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder a GPU where NVIDIA's driver is loaded
@@ -75,15 +76,6 @@ def existing(path: Path) -> Path:
     """The nearest of `path` and the folders above it that is there."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def free_memory() -> int:
-    """Bytes that a process can take without swapping."""
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_of_device() -> int:

@@ -27,20 +27,23 @@ _SETTLED = 2 * 10**9  # ns after a change, from which on another change would sh
 class Content(NamedTuple):
     """`sha256` of the bytes and the kind of a file as `kind_of` tells it.
 
-    Of a file that cannot be read or is larger than any image may be, the sha256 is of the reason.
+    Of a file that cannot be read or is larger than it may be, the sha256 is of the reason.
     """
 
     sha256: bytes
     kind: str
 
 
-def of_files(paths: Sequence[Path], place: str) -> list[Content]:
-    """That of every file of `paths`; `place` names the data set, whose files are kept together."""
+def of_files(paths: Sequence[Path], place: str, most: int = MAX_BYTES) -> list[Content]:
+    """That of every file of `paths` of at most `most` bytes; `place` names the data set, whose files are kept together.
+
+    Of one `place` the `most` is always the same.
+    """
     kept = cache_dir() / "contents" / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     known = _read(kept)
     states = [_state(path) for path in paths]
     new = [i for i, state in enumerate(states) if state not in known]
-    found = dict(zip(new, _look(paths, new), strict=True))
+    found = dict(zip(new, _look(paths, new, most), strict=True))
     contents = [found[i] if i in found else known[state] for i, state in enumerate(states)]
     now = time.time_ns()
     settled = [i for i in new if states[i] and now - max(struct.unpack("<QQQqq", states[i])[3:]) > _SETTLED]
@@ -57,24 +60,24 @@ def _state(path):
     return struct.pack("<QQQqq", s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
-def _look(paths, new):
+def _look(paths, new, most):
     """Of the files `new` of `paths`, on all cores."""
     found: list[Content] = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         console.progress("Reading new files to know them by content", len(new)) as update,
     ):
-        for content in pool.map(lambda i: _read_file(paths[i]), new):
+        for content in pool.map(lambda i: _read_file(paths[i], most), new):
             found.append(content)
             update(len(found))
     return found
 
 
-def _read_file(path):
+def _read_file(path, most):
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe must not be waited for
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
                 return Content(hashlib.sha256(f"{status.st_mode} {status.st_size}".encode()).digest(), "too large")
             first = file.read(512)
             digest = hashlib.sha256(first)

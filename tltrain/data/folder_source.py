@@ -14,6 +14,7 @@ from tltrain.data.expressions import ROLES, parse
 from tltrain.data.expressions import resolved as _resolved
 from tltrain.data.files import kind_of, read_file, read_first
 from tltrain.data.kinds.kind import Kind
+from tltrain.data.names import Blobs, Strings
 from tltrain.data.split import Data, Split
 from tltrain.errors import DataError, foreign_errors
 
@@ -208,8 +209,8 @@ def _slice(files, start, stop):
 
 
 def _split(expression: str, root: Path, paths: Sequence[Path], labels: Sequence[int], contents, kind: Kind) -> Split:
-    ids = tuple(_name(path, root) for path in paths)
-    files = {i: contents[path].sha256 for i, path in zip(ids, paths, strict=True)}
-    fingerprint = hashlib.sha256(b"".join(files.values())).hexdigest()
-    read, targets = (lambda i: read_file(paths[i])), np.asarray(labels, np.int32)
-    return Split(expression, ids, targets, read, kind, fingerprint, files)
+    ids = Strings(_name(path, root) for path in paths)
+    digests = Blobs(contents[path].sha256 for path in paths)
+    fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()
+    read, targets = (lambda i: read_file(root / ids[i])), np.asarray(labels, np.int32)
+    return Split(expression, ids, targets, read, kind, fingerprint, lambda: dict(zip(ids, digests, strict=True)))

@@ -18,7 +18,7 @@ def of(data: Data, weights: str | None) -> dict[str, Any]:
             "expression": split.expression,
             "num_examples": len(split.ids),
             "fingerprint": split.fingerprint,
-            "files": {file: sha256.hex()[:_DIGITS] for file, sha256 in split.files.items()},
+            "files": {file: sha256.hex()[:_DIGITS] for file, sha256 in split.files().items()},
         }
         for name, split in data.splits.items()
     }
@@ -59,7 +59,7 @@ def check(before: Mapping[str, Any] | None, now: Mapping[str, Any], workdir: Pat
 
 def changes(before: Mapping[str, Any], split: Split) -> list[str]:
     """In words what of the files of `split`, of the data of the run, is not what it was in the run."""
-    now = {file: sha256.hex()[:_DIGITS] for file, sha256 in split.files.items()}
+    now = {file: sha256.hex()[:_DIGITS] for file, sha256 in split.files().items()}
     for was in before["splits"].values():
         if was["expression"] == split.expression:
             return [] if was["files"] == now else _files(was["files"], now)

@@ -42,11 +42,15 @@ def rows(
         `(index, mask)`, int32 and bool `[num_batches - first, B]`. The last batch is filled with examples from the
         beginning of the epoch, masked: rows of real examples, so that statistics of the batch are not spoilt.
     """
-    order = np.arange(num_examples) if shuffle is None else np.random.default_rng(shuffle).permutation(num_examples)
-    total = num_batches(num_examples, batch_size) * batch_size
-    shape = (-1, batch_size)
-    index = np.resize(order, total).astype(np.int32).reshape(shape)
-    return index[first:], (np.arange(total) < num_examples).reshape(shape)[first:]
+    shape = (num_batches(num_examples, batch_size), batch_size)
+    index, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    mask.reshape(-1)[:num_examples] = True
+    order = index.reshape(-1)[:num_examples]
+    order[:] = np.arange(num_examples, dtype=np.int32)
+    if shuffle is not None:
+        np.random.default_rng(shuffle).shuffle(order)
+    index.reshape(-1)[num_examples:] = np.resize(order, index.size - num_examples)
+    return index[first:], mask[first:]
 
 
 class Corrupt:
@@ -93,26 +97,28 @@ def from_examples(
     tf = import_tensorflow()
     leaves, tree = jax.tree.flatten(split.kind.shapes())
     blank = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+    index_of_row, mask_of_row = index.reshape(-1), mask.reshape(-1)  # TensorFlow would keep copies of them
     failed: list[DataError] = []
 
-    def load(i):  # raises nothing: TensorFlow would make another error of it, and may wait for ever
+    def load(row):  # raises nothing: TensorFlow would make another error of it, and may wait for ever
+        i = index_of_row[row]
         try:
             if not failed:
                 key = None if epoch is None else (epoch, int(i))
-                return *jax.tree.leaves(split.kind.row(split.read(i), key)), True
+                return *jax.tree.leaves(split.kind.row(split.read(i), key)), i, mask_of_row[row]
         except DataError as error:
             failed.append(error)
         except Exception as error:
             corrupt.add(int(i), reason_of(error))
-        return *blank, False
+        return *blank, i, np.False_
 
-    def load_row(i, keep):
-        *row, readable = tf.numpy_function(load, [i], [*(leaf.dtype for leaf in leaves), tf.bool], stateful=False)
-        row = tuple(tf.ensure_shape(array, leaf.shape) for array, leaf in zip(row, leaves, strict=True))
-        return {"inputs": row, "mask": keep & readable, "index": i}
+    def load_row(row):
+        dtypes = [*(leaf.dtype for leaf in leaves), tf.int32, tf.bool]
+        *inputs, i, keep = tf.numpy_function(load, [row], dtypes, stateful=False)
+        shaped = tuple(tf.ensure_shape(array, leaf.shape) for array, leaf in zip(inputs, leaves, strict=True))
+        return {"inputs": shaped, "mask": tf.ensure_shape(keep, ()), "index": tf.ensure_shape(i, ())}
 
-    dataset = tf.data.Dataset.from_tensor_slices((index.reshape(-1), mask.reshape(-1)))
-    dataset = dataset.map(load_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = tf.data.Dataset.range(index.size).map(load_row, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     for batch in dataset.batch(index.shape[1], drop_remainder=True).prefetch(2).as_numpy_iterator():
         if failed:
             raise failed[0]

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
 from tltrain import places
-from tltrain.data import folder_source, table_source, tfds_source
+from tltrain.data import folder_source, names, table_source, tfds_source
 from tltrain.data.kinds.kind import Kind
 from tltrain.data.split import Data, Split
 from tltrain.errors import ConfigError, DataError
@@ -118,18 +118,18 @@ def _check(data, source):
     if data.task == "classification" and num_classes < 2:
         remedy = _TO_DIVIDE[source.partition(":")[0]]
         raise DataError(f"{source} has {num_classes} class; at least two are needed; {remedy}")
-    seen: dict[str, str] = {}
+    earlier: list[Split] = []
     for split in data.splits.values():
         if not split.num_examples:
             raise DataError(f"split {split.expression!r} of {source} is empty; change data.splits")
         _check_labels(split, data, source)
-        for example in split.ids:
-            if example in seen:
+        for other in earlier:
+            if (example := names.common(split.ids, other.ids)) is not None:
                 raise DataError(
-                    f"splits {seen[example]!r} and {split.expression!r} of {source} overlap; both hold {example}; "
+                    f"splits {other.expression!r} and {split.expression!r} of {source} overlap; both hold {example}; "
                     "change data.splits"
                 )
-        seen |= dict.fromkeys(split.ids, split.expression)
+        earlier.append(split)
     counts = data.splits["train"].class_counts(num_classes)
     if absent := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
         raise DataError(f"no training example of {', '.join(absent)}; in {source}; add some, or remove the class")

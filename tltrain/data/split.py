@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tltrain.data.kinds.kind import Kind, Tokens
+from tltrain.data.names import Names
 
 
 @dataclass(frozen=True)
@@ -14,18 +15,18 @@ class Split:
     """Examples of one split in a fixed order.
 
     `ids` name them (a path below the folder, or shard and position), `labels` are as `Data` says, `read(i)` gives the
-    encoded bytes of one, of which `kind` makes rows, `fingerprint` is a hash of their bytes in this order, `files` has
-    the sha256 of each file they are in, by name. Of a split of which a few are `drawn` (positions, int32), these alone
-    count; what is stored is stored of all, so that other draws find it.
+    encoded bytes of one, of which `kind` makes rows, `fingerprint` is a hash of their bytes in this order, `files()`
+    has the sha256 of each file they are in, by name. Of a split of which a few are `drawn` (positions, int32), these
+    alone count; what is stored is stored of all, so that other draws find it.
     """
 
     expression: str
-    ids: tuple[str, ...]
+    ids: Names
     labels: np.ndarray
     read: Callable[[int], bytes]
     kind: Kind
     fingerprint: str
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Callable[[], Mapping[str, bytes]] = dict
     drawn: np.ndarray | None = None
 
     @property
@@ -36,7 +37,7 @@ class Split:
     @property
     def num_examples(self) -> int:
         """Number of examples that count."""
-        return len(self.rows)
+        return len(self.ids) if self.drawn is None else len(self.drawn)
 
     @functools.cached_property
     def tokens(self) -> Tokens:

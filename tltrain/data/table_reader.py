@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from tltrain.data.files import read_file
 from tltrain.errors import DataError, foreign_errors
+from tltrain.runtime.process import free_memory
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _NAMED = 20  # columns that a line names
+_TIMES = 8  # bytes of memory that a byte of a table takes while it is read
 _UTF8 = "save it as UTF-8"
 
 Columns = dict[str, list[Any]]  # cells by column
@@ -43,23 +45,23 @@ class Table(NamedTuple):
         return self._replace(rows=[self.rows[i] for i in positions], columns=columns)
 
 
-def read(path: Path, wanted: Mapping[str, str], gib: float) -> Table:
+def read(path: Path, wanted: Mapping[str, str]) -> Table:
     """The columns `wanted` of the file at `path`, each with the key of a config that names it.
 
     Raises:
-        DataError: it is not there, larger than `gib` GiB, in another format, damaged or not in UTF-8, it has no rows,
-            or it lacks a column.
+        DataError: it is not there, does not fit the memory, is in another format, damaged or not in UTF-8, it has no
+            rows, or it lacks a column.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path.name} is no table; at {path}; write it as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     with foreign_errors(DataError, f"cannot read the table {path}", "give another data.source"):
         if not path.exists():
             raise DataError(f"no table at {path}; named by data.source; give the path of a file or of a folder of them")
-        if path.is_file() and path.stat().st_size > gib * 2**30:
-            raise _too_large(path, path.stat().st_size, gib)
+        if path.is_file():
+            _check_memory(path, path.stat().st_size)
         content = read_file(path, sys.maxsize)
     if path.suffix.lower() == ".parquet":
-        rows, columns = _parquet(content, path, wanted, gib)
+        rows, columns = _parquet(content, path, wanted)
     elif path.suffix.lower() == ".jsonl":
         rows, columns = _jsonl(_text(content, path), path, wanted)
     else:
@@ -69,11 +71,13 @@ def read(path: Path, wanted: Mapping[str, str], gib: float) -> Table:
     return Table(path.name, hashlib.sha256(content).digest(), rows, columns)
 
 
-def _too_large(path, num_bytes, gib):
-    return DataError(
-        f"{path.name} holds {num_bytes / 2**30:.1f} GiB, more than data.max_memory_gib = {gib}; at {path}; raise it, "
-        "or take a smaller table"
-    )
+def _check_memory(path, num_bytes):
+    needed, free = _TIMES * num_bytes / 2**30, free_memory() / 2**30
+    if needed > free:
+        raise DataError(
+            f"{path.name} takes about {needed:.1f} GiB of memory, {free:.1f} are free; at {path}; take a smaller one, "
+            "or write a data set of TFDS, which is read example by example"
+        )
 
 
 def _text(content, path):
@@ -153,7 +157,7 @@ def _jsonl(text, path, wanted):
     return rows, columns
 
 
-def _parquet(content, path, wanted, gib):
+def _parquet(content, path, wanted):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -161,8 +165,7 @@ def _parquet(content, path, wanted, gib):
         file = pq.ParquetFile(pa.BufferReader(content))
         _check_columns(wanted, file.schema_arrow.names, path.name, path)
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
-        if sum(groups) > gib * 2**30:
-            raise _too_large(path, sum(groups), gib)
+        _check_memory(path, sum(groups))
         table = file.read(columns=list(wanted))
         columns = {name: _cells(table.column(name), path) for name in wanted}
     return list(range(1, table.num_rows + 1)), columns

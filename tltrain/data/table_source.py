@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from tltrain.data.expressions import HELD_OUT, ROLES, parse
 from tltrain.data.expressions import resolved as _resolved
 from tltrain.data.files import read_file
 from tltrain.data.kinds.kind import Kind
+from tltrain.data.names import Blobs, Strings
 from tltrain.data.split import Data, Split
 from tltrain.data.table_reader import SUFFIXES, Table
 from tltrain.errors import DataError, foreign_errors
@@ -34,7 +36,7 @@ def resolved(root: Path, config: ConfigDict) -> tuple[str, ...]:
     if _is_folder(root):
         there = set(_tables_in(root))
     elif config.split:
-        table = table_reader.read(root, {config.split: "data.split"}, config.max_memory_gib)
+        table = table_reader.read(root, {config.split: "data.split"})
         there = set(_split_names(table, config.split))
     else:
         there = {"train"}
@@ -77,7 +79,7 @@ def examples(path: Path, config: ConfigDict, kind: Kind) -> list[tuple[str, byte
     `config` is the group `data`. Raises DataError as `load`.
     """
     columns = kind.columns(config)
-    table = table_reader.read(path, columns, config.max_memory_gib)
+    table = table_reader.read(path, columns)
     rows = _Rows.of(table, tuple(columns), kind, path.parent)
     return [(table.where(i), example) for i, example in enumerate(rows.examples)]
 
@@ -130,7 +132,6 @@ def _tables(
     root: Path, names: Sequence[str], wanted: Mapping[str, str], config: ConfigDict
 ) -> tuple[list[str], dict[str, Table], LeftOut]:
     """What the tables are called that `names` mean, these tables, and what lies beside them."""
-    gib = config.max_memory_gib
     if _is_folder(root):
         if config.split:
             raise DataError(
@@ -143,12 +144,12 @@ def _tables(
             "tables beside the splits": tuple(path.name for stem, path in there.items() if stem not in bases),
             "files beside the tables": tuple(path.name for path in _visible(root) if path not in there.values()),
         }
-        tables = {base: table_reader.read(there[base], wanted, gib) for base in dict.fromkeys(bases)}
+        tables = {base: table_reader.read(there[base], wanted) for base in dict.fromkeys(bases)}
         return bases, tables, {reason: found for reason, found in left_out.items() if found}
     if not config.split:
         bases = [_named(name, ["train"], root) for name in names]
-        return bases, {"train": table_reader.read(root, wanted, gib)}, {}
-    table = table_reader.read(root, {**wanted, config.split: "data.split"}, gib)
+        return bases, {"train": table_reader.read(root, wanted)}, {}
+    table = table_reader.read(root, {**wanted, config.split: "data.split"})
     rows = collections.defaultdict(list)
     for i, name in enumerate(_split_names(table, config.split)):
         rows[name].append(i)
@@ -227,15 +228,15 @@ def _slice(ranked: Sequence[Sequence[Sequence[int]]], start: int, stop: int) -> 
 
 
 def _split(expression: str, rows: _Rows, labels: np.ndarray, chosen: Sequence[int], kind: Kind) -> Split:
-    table, examples = rows.table.take(chosen), [rows.examples[i] for i in chosen]
+    table, examples = rows.table.take(chosen), Blobs(os.fsencode(rows.examples[i]) for i in chosen)
+    are_files = bool(rows.files)  # `read` keeps nothing else of the table
 
     def read(i: int) -> bytes:
-        example = examples[i]
-        return example if isinstance(example, bytes) else read_file(example)
+        return read_file(Path(os.fsdecode(examples[i]))) if are_files else examples[i]
 
     # with the numbers of rows, since what a page keeps of an example goes by these and is looked up by the fingerprint
     digest = hashlib.sha256(b"".join(rows.sha256[i] for i in chosen))
     digest.update(np.asarray(table.rows, np.int64).tobytes())
     files = {table.name: table.sha256} | dict(rows.files[i] for i in chosen if rows.files)
-    ids = tuple(map(table.where, range(len(chosen))))
-    return Split(expression, ids, labels[list(chosen)], read, kind, digest.hexdigest(), files)
+    ids = Strings(map(table.where, range(len(chosen))))
+    return Split(expression, ids, labels[list(chosen)], read, kind, digest.hexdigest(), lambda: files)

@@ -1,10 +1,12 @@
 """A data set of TFDS -> splits."""
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import math
 import os
-import threading
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from tltrain.data import content
+from tltrain.data import content, records
 from tltrain.data.kinds.kind import Kind
+from tltrain.data.names import Places, Span
 from tltrain.data.split import Data, Split
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, foreign_errors
 from tltrain.places import cache_dir
-from tltrain.runtime import sealed
+from tltrain.runtime import console, sealed
+
+_CHUNK = 1 << 14  # examples that are in memory at a time while all are passed over
 
 
 def load(name: str, config: ConfigDict, kind: Kind) -> Data:
     """The splits that `config.splits` names of the TFDS data set `name`, prepared where it is not, and its class names.
 
     Raises:
-        DataError: it cannot be prepared, has no labels that are classes or a number, or a split cannot be read or held
-            in memory.
+        DataError: it cannot be prepared, has no labels that are classes or a number, or a split cannot be read.
     """
     import tensorflow_datasets as tfds  # without TensorFlow, which it imports where a file is read
 
@@ -42,8 +46,14 @@ def load(name: str, config: ConfigDict, kind: Kind) -> Data:
         raise DataError(
             f"{name} has no labels that are classes or a number; TFDS declares {keys}; choose another data.source"
         )
-    with _unreadable(builder):
-        splits = [_tfds_split(tfds, builder, expression, parts, labels, config, kind) for expression in config.splits]
+    for feature in map(builder.info.features.__getitem__, parts.examples):
+        if not isinstance(feature, tfds.features.Image) and (feature.shape != () or feature.np_dtype != np.object_):
+            raise DataError(f"{name} has no encoded examples; {feature!r:.80} is not read; choose another data.source")
+    unreadable = _unreadable(builder.info)
+    with unreadable():
+        splits = [
+            _tfds_split(builder.info, expression, parts, labels, kind, unreadable) for expression in config.splits
+        ]
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     return Data(roles, labels.class_names, labels.task)
 
@@ -97,27 +107,25 @@ class _Labels(NamedTuple):
             return cls("regression", (), np.dtype(np.float32), ())
         return None
 
-    def array(self, labels: Sequence[Any]) -> np.ndarray:
-        """What TFDS gives of all examples; raises DataError where one is no class."""
+    def array(self, values: Sequence[Sequence[Any]]) -> np.ndarray:
+        """What TFDS stores of examples, some values of each; raises DataError where one is no class."""
         if self.task != "multi_label":
-            wide = np.asarray(labels, np.float64 if self.task == "regression" else np.int64)
+            wide = np.asarray([value for (value,) in values], np.float64 if self.task == "regression" else np.int64)
             if self.task == "classification" and (wide != (narrow := wide.astype(np.int32))).any():
                 raise DataError(f"label {wide[wide != narrow][0]} is no class; of TFDS; correct it")
             return wide.astype(self.dtype)
-        found = np.zeros((len(labels), *self.shape), bool)
-        for row, classes in zip(found, labels, strict=True):
-            if len(classes) and not 0 <= min(classes) <= max(classes) < len(row):
-                raise DataError(
-                    f"labels {[int(c) for c in classes]} are not all in 0..{len(row) - 1}; of TFDS; correct them"
-                )
+        found = np.zeros((len(values), *self.shape), bool)
+        for row, classes in zip(found, values, strict=True):
+            if classes and not 0 <= min(classes) <= max(classes) < len(row):
+                raise DataError(f"labels {classes} are not all in 0..{len(row) - 1}; of TFDS; correct them")
             row[classes] = True
         return found
 
 
-def _unreadable(builder):
-    """Whatever TFDS raises of files that are gone or damaged becomes a DataError."""
-    what, remedy = f"cannot read {builder.info.full_name}", f"in {builder.info.data_dir}; prepare the data set again"
-    return foreign_errors(DataError, what, remedy)
+def _unreadable(info):
+    """What makes a DataError of whatever is raised of files that are gone or damaged."""
+    what, remedy = f"cannot read {info.full_name}", f"in {info.data_dir}; prepare the data set again"
+    return functools.partial(foreign_errors, DataError, what, remedy)
 
 
 def to_prepare(name: str, config: ConfigDict) -> str:
@@ -145,86 +153,74 @@ def _tfds_errors(name, config):
         ) from error
 
 
-def _tfds_split(tfds, builder, expression, parts, labels, config, kind):
-    """One split, its encoded examples read into memory when the first is asked for: the files have no random access."""
-    full_name = builder.info.full_name
+def _tfds_split(info, expression, parts, labels, kind, unreadable):
+    """One split, of which an example is read from its file when it is asked for."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    full_name = info.full_name
     try:
-        instructions = builder.info.splits[expression].file_instructions
+        instructions = info.splits[expression].file_instructions
     except (ValueError, KeyError) as error:
         raise DataError(f"split {expression!r} cannot be read; of {full_name}; change data.splits") from error
-    stats = [tfds.core.Path(i.filename).stat() for i in instructions]
-    gib = sum(stat.length * i.take / i.examples_in_shard for stat, i in zip(stats, instructions, strict=True)) / 2**30
-    if gib > config.max_memory_gib:
-        raise DataError(
-            f"split {expression!r} of {full_name} holds {gib:.1f} GiB of encoded {kind.name}, more than "
-            f"data.max_memory_gib = {config.max_memory_gib}; raise it, take a smaller split, or use a folder of files"
-        )
-    ids = tuple(f"{os.path.basename(i.filename)}[{i.skip + k}]" for i in instructions for k in range(i.take))
     paths = [Path(os.fspath(i.filename)) for i in instructions]
-    contents = content.of_files(paths, str(builder.info.data_dir))
+    ids = Places([Span(path.name, i.skip, i.take) for path, i in zip(paths, instructions, strict=True)])
+    contents = content.of_files(paths, f"records in {info.data_dir}", sys.maxsize)
     files = {path.name: what.sha256 for path, what in zip(paths, contents, strict=True)}
-    facts = (full_name, ids, sorted(files.items()), *([parts.examples] if parts.by_name else []))
-    fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-    records = _Records(lambda: _read_records(tfds, builder, expression, len(ids), parts, kind))
+    fingerprint = _fingerprint(full_name, ids, sorted(files.items()), *([parts.examples] if parts.by_name else []))
+    opened = [records.opened(path, what, info.file_format.value) for path, what in zip(paths, contents, strict=True)]
+    for path, file, instruction in zip(paths, opened, instructions, strict=True):
+        if len(file) != instruction.examples_in_shard:
+            raise DataError(
+                f"{path.name} of {full_name} has {len(file)} examples, its metadata says "
+                f"{instruction.examples_in_shard}; in {path.parent}; prepare the data set again"
+            )
+
+    def features(i):
+        span, position = ids.at(i)
+        return tf_example_pb2.Example.FromString(opened[span].read(position)).features.feature
+
+    def read(i):
+        with unreadable():
+            return _example(features(i), parts, kind)
+
     name = f"{fingerprint}_{hashlib.sha256(parts.label.encode()).hexdigest()[:16]}" if parts.by_name else fingerprint
-    found = _stored_labels(name, len(ids), labels, lambda: [label for _, label in records.all()])
-    return Split(expression, ids, found, lambda i: records.all()[i][0], kind, fingerprint, files)
+    found = _stored_labels(name, len(ids), labels, lambda i: _values(features(i)[parts.label]))
+    return Split(expression, ids, found, read, kind, fingerprint, lambda: files)
 
 
-class _Records:
-    """The examples of a split, read when they are first asked for, by whichever thread."""
-
-    def __init__(self, read: Callable[[], list[tuple[bytes, Any]]]) -> None:
-        self._read, self._lock = read, threading.Lock()
-        self._records: list[tuple[bytes, Any]] | None = None
-
-    def all(self) -> list[tuple[bytes, Any]]:
-        """Encoded example and label of each."""
-        with self._lock:
-            if self._records is None:
-                self._records = self._read()
-            return self._records
+def _fingerprint(full_name, ids, *facts):
+    """The sha256 of what `repr` makes of all, the `ids` in a tuple."""
+    digest, names, before = hashlib.sha256(f"({full_name!r}, (".encode()), map(repr, ids), ""
+    while some := ", ".join(itertools.islice(names, _CHUNK)):
+        digest.update(f"{before}{some}".encode())
+        before = ", "
+    digest.update(f"{',' * (len(ids) == 1)}), {', '.join(map(repr, facts))})".encode())
+    return digest.hexdigest()
 
 
-def _read_records(tfds, builder, expression, count, parts, kind):
-    import_tensorflow()
-    key, feature = parts.examples[0], builder.info.features[parts.examples[0]]
-    decoders = {key: tfds.decode.SkipDecoding()} if isinstance(feature, tfds.features.Image) else None
-    if parts.by_name:  # what else is in a record is not read
-        decoders = tfds.decode.PartialDecoding(dict.fromkeys((*parts.examples, parts.label), True))
-    dataset = builder.as_dataset(
-        split=expression,
-        decoders=decoders,
-        read_config=tfds.ReadConfig(interleave_cycle_length=1),
-        shuffle_files=False,
-    )
-    with _unreadable(builder):
-        records = [(_example(record, parts, kind), record[parts.label]) for record in dataset.as_numpy_iterator()]
-    if any(not isinstance(example, bytes) for example, _ in records):
-        raise DataError(
-            f"{builder.info.full_name} has no encoded examples; {feature} is not read; choose another source"
-        )
-    if len(records) != count:
-        raise DataError(
-            f"split {expression!r} of {builder.info.full_name} has {len(records)} examples, its metadata says "
-            f"{count}; prepare the data set again"
-        )
-    return records
+def _example(features, parts, kind):
+    found = [_values(features[name])[0] for name in parts.examples]
+    return kind.of_cells([text.decode() for text in found], Path()) if parts.by_name else found[0]
 
 
-def _example(record, parts, kind):
-    if not parts.by_name:
-        return record[parts.examples[0]]
-    return kind.of_cells([record[name].decode() for name in parts.examples], Path())
+def _values(feature):
+    """Those of a feature of a `tf.train.Example`: bytes, integers or numbers."""
+    form = feature.WhichOneof("kind")
+    return list(getattr(feature, form).value) if form else []
 
 
-def _stored_labels(name: str, count: int, labels: _Labels, read: Callable[[], list[Any]]) -> np.ndarray:
+def _stored_labels(name: str, count: int, labels: _Labels, read: Callable[[int], Sequence[Any]]) -> np.ndarray:
     """Labels `[count, ...]`, kept in the cache folder: where features are stored no example need be read for them."""
     others = "" if labels.task == "classification" else f"_{labels.task}"  # of the same files, differently declared
     path = cache_dir() / "labels" / f"{name}{others}"
     kept = sealed.read(path)
     if kept is not None and len(kept) == count * math.prod(labels.shape) * labels.dtype.itemsize:
         return np.frombuffer(kept, labels.dtype).reshape(count, *labels.shape)
-    made = labels.array(read())
+    made = np.empty((count, *labels.shape), labels.dtype)
+    with console.progress("Reading labels", count) as update:
+        for start in range(0, count, _CHUNK):
+            rows = range(start, min(start + _CHUNK, count))
+            made[start : rows.stop] = labels.array(list(map(read, rows)))
+            update(rows.stop)
     sealed.write(path, made.tobytes())
     return made

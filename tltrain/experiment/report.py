@@ -112,7 +112,7 @@ def phase_result(
     plan: freeze.Plan,
 ) -> dict[str, Any]:
     """A finished phase: its history, the epoch that was best on val, the last one, its speed and its size."""
-    history = record["history"]
+    history, step_rate = record["history"], record["step_examples_per_second"]
     trainable, frozen = freeze.split(params, plan)
     return {
         "epochs": config.epochs,
@@ -127,6 +127,7 @@ def phase_result(
         "seconds": round(record["seconds"], 3),
         "share_waiting_for_input": round(record["seconds_waiting"] / record["seconds"], 4),
         "examples_per_second": round(num_examples * len(history) / record["seconds"], 1),
+        "step_examples_per_second": step_rate and round(step_rate, 1),
     }
 
 
@@ -177,6 +178,13 @@ def waits_for(phase: dict[str, Any]) -> str:
     return f"input {share:.0%}" if share > 0.5 else f"compute {1 - share:.0%}"
 
 
+def speeds(phase: dict[str, Any], rate: str) -> str:
+    """How fast input and step of a finished phase could be; that of the input is what it gave, where steps waited."""
+    more = "" if phase["share_waiting_for_input"] > 0.5 else " or more"
+    given, taken = phase["examples_per_second"], phase["step_examples_per_second"]
+    return f"input could give {given:.0f} {rate}{more}, a step could take {taken:.0f}"
+
+
 def show(report: dict[str, Any], workdir: Path) -> None:
     """Prints the result of a run: one row a phase, then the chosen model and where everything lies."""
     metric, rows = report["task"]["metric"], []
@@ -208,6 +216,9 @@ def show(report: dict[str, Any], workdir: Path) -> None:
         console.say(f"{skipped} unreadable {report['kind']['name']} were skipped.")
     waits = ", ".join(f"{name} {waits_for(phase)}" for name, phase in report["phases"].items())
     console.say(f"Steps wait for: {waits} of their time.")
+    for name, phase in report["phases"].items():
+        if phase.get("step_examples_per_second"):  # a head in closed form takes no steps
+            console.say(f"{name}: {speeds(phase, report['kind']['rate'])}.")
     console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
     console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")
     if (workdir / "report.html").exists():  # where writing it failed, the run says so

@@ -159,7 +159,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         state = jax.tree.map(np.asarray, state)
         if (latest := _resumable(fixed, name, checkpoints)) is not None:
             leaves, record = checkpoints.restore(latest)
-            state, phase = with_leaves(state, leaves), phase._replace(record=record)
+            state, phase = with_leaves(state, leaves), phase._replace(record=phase.record | record)
             run.process.clock.resume(record["clock"])
         _rewind_metrics(run, phase, int(state.step))
         if not loop.is_over(fixed, name, phase.record["history"]):

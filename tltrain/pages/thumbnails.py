@@ -58,9 +58,10 @@ def _store(folder: Path, shown: dict[str, bytes]) -> None:
 
 def _make(split: Split, examples: Iterable[str]) -> dict[str, bytes]:
     """That of those examples that are there and can be read."""
-    index = {example: i for i, example in enumerate(split.ids)}
+    wanted = dict.fromkeys(examples)
+    index = {example: i for i, example in enumerate(split.ids) if example in wanted}
     made = {}
-    for example in (example for example in examples if example in index):
+    for example in (example for example in wanted if example in index):
         with contextlib.suppress(OSError):
             made[example] = split.kind.show(split.read(index[example]))
     return made

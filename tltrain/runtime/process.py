@@ -2,9 +2,11 @@
 
 import collections
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tltrain.runtime import hosts
 
@@ -53,3 +55,12 @@ class Process:
     def stop_at_step(self) -> bool:
         """Polled once after each training step was begun: whether it is the last, in all processes."""
         return hosts.stop_at_step(self.asked())
+
+
+def free_memory() -> int:
+    """Bytes that a process can take without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tltrain.data.names import Names
 from tltrain.training import bootstrap, metrics
 
 MOST_SHOWN = 100  # classes of which every probability and every pair confused is kept
@@ -17,7 +18,7 @@ class Predictions(NamedTuple):
     probable first, where they are not all; `losses` is float64 `[N]` in nats.
     """
 
-    ids: tuple[str, ...]
+    ids: Names
     labels: np.ndarray
     probabilities: np.ndarray
     losses: np.ndarray

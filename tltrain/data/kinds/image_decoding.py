@@ -125,7 +125,8 @@ def _refusal(opened, encoded):
     size, pixels = f"{opened.width} x {opened.height} pixels", opened.width * opened.height
     if max(opened.size) > MAX_SIDE:
         return f"{size}, more than {MAX_SIDE:,} a side"
-    scans = encoded.count(b"\xff\xda") if opened.format in ("JPEG", "MPO") else 1
+    most = len(encoded) // 2 if opened.format in ("JPEG", "MPO") else 1  # scans, of the bytes of a marker alone
+    scans = encoded.count(b"\xff\xda") if most * pixels > MAX_SCANNED else 1
     if scans * pixels > MAX_SCANNED:
         return f"{size} in {scans} scans, more than {MAX_SCANNED:,}"
     if opened.format == "BMP" and opened.tile[0][0] == "bmp_rle" and max(len(encoded), pixels) > MAX_RLE:

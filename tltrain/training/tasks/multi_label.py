@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from tltrain.config import PHASES
+from tltrain.data.names import Names
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError
 from tltrain.training import bootstrap
@@ -26,7 +27,7 @@ class Predictions(NamedTuple):
     `losses` float64 `[N]`.
     """
 
-    ids: tuple[str, ...]
+    ids: Names
     labels: np.ndarray
     predicted: np.ndarray
     probabilities: np.ndarray

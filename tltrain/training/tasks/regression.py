@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain import config as config_lib
+from tltrain.data.names import Names
 from tltrain.data.split import Split
 from tltrain.errors import ConfigError
 from tltrain.training import bootstrap
@@ -19,7 +20,7 @@ from tltrain.training.tasks.task import Task
 class Predictions(NamedTuple):
     """The readable examples of one split: `labels` and `predicted` float64 `[N]`, `losses`, squared errors, `[N]`."""
 
-    ids: tuple[str, ...]
+    ids: Names
     labels: np.ndarray
     predicted: np.ndarray
     losses: np.ndarray
