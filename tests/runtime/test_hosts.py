@@ -1,5 +1,7 @@
 """Real processes that train one model: the numbers of one process, and an end whatever becomes of one of them."""
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,23 +34,59 @@ def get_config():
 """
 
 
-class Job:
-    """`count` processes of one run in `folder`, each with its output."""
+class Wire:
+    """A network between who connects to `address` and the port `to`; once it is `cut` or `hushed` nothing passes."""
 
-    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=()):
+    def __init__(self):
+        self.to, self._is_hushed, self._listening = None, False, socket.create_server(("localhost", 0))
+        self.address, self._ends = f"localhost:{self._listening.getsockname()[1]}", [self._listening]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                pair = self._listening.accept()[0], socket.create_connection(("localhost", self.to))
+                self._ends += pair
+                for one, other in (pair, pair[::-1]):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(2**16):
+                if not self._is_hushed:
+                    other.sendall(data)
+
+    def hush(self):
+        self._is_hushed = True
+
+    def cut(self):
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Job:
+    """`count` processes of one run in `folder`, each with its output; the last sees the first through a `wire`."""
+
+    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), wire=None):
         folder.mkdir(exist_ok=True)
         file, text = folder / "config.py", config_lib.to_json(config)
         file.write_text(CONFIG.format(text=text))
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
+            port = free.getsockname()[1]
+        addresses = [f"localhost:{port}"] * count
+        if wire:
+            wire.to, addresses[-1] = port, wire.address
         flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY_COMPILED}"
         given = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
         given |= environment or {}
         self.workdir, self.processes = folder / "run", []
         for i in range(count):
-            several = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
-            command = [sys.executable, "-m", "tltrain.main", f"--config={file}", f"--workdir={self.workdir}", *several]
+            several = [f"--coordinator={addresses[i]}", f"--num_processes={count}", f"--process_id={i}"]
+            command = [sys.executable, "-m", "tltrain.main", f"--config={file}", f"--workdir={self.workdir}"]
+            command += several if count > 1 else []
             command += changes[i] if changes else []
             with (folder / f"said_{i}").open("w") as said:
                 place = places[i] if places else None
@@ -198,6 +237,46 @@ def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tin
     assert time.monotonic() - began < 30
     assert f"process {which} of 2 is" in broken.told()[1 - which]
     broken.kill()
+    assert job("broken", 2).end() == [0, 0]
+    assert result(tmp_path / "broken") == whole(tiny, count=2)
+
+
+def halt_main_thread(process):
+    """As a debugger does it: its other threads run on."""
+    seize, interrupt, any_thread = 0x4206, 0x4207, 0x40000000
+    trace = ctypes.CDLL(None, use_errno=True).ptrace
+    for request in (seize, interrupt):
+        assert trace(request, process.pid, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(process.pid, any_thread)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_process_that_is_there_but_hangs_ends_all(tiny, job, which):
+    tiny.features.enabled, tiny.data.image_size = "off", (96, 96)  # so that it is in a step most of the time
+    tiny.probe.epochs, tiny.finetune.epochs, tiny.log.every_steps = 0, 1000, 2
+    hung = job("hung", 2, tiny)
+    hung.reach("metrics.jsonl")
+    until = time.monotonic() + 90
+    while '"step": 12' not in (hung.workdir / "metrics.jsonl").read_text():
+        assert time.monotonic() < until, hung.told()
+        time.sleep(0.01)
+    halt_main_thread(hung.processes[which])
+    assert hung.end(45) == [7, 7], hung.told()
+    assert all(f"process {which} of 2 is behind" in said for said in hung.told()), hung.told()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lose", [Wire.cut, Wire.hush])
+def test_a_lost_network_ends_all_and_the_same_command_goes_on(tiny, tmp_path, job, whole, lose):
+    tiny.checkpoint.every_steps = 2
+    tiny.finetune.epochs = 6
+    wire = Wire()
+    broken = job("broken", 2, wire=wire)
+    broken.reach("checkpoints/finetune/manifest_*.json")
+    lose(wire)
+    assert broken.end(30) == [7, 7], broken.told()
+    assert "process 1 of 2 is" in broken.told()[0] and "process 0 of 2 is" in broken.told()[1]
     assert job("broken", 2).end() == [0, 0]
     assert result(tmp_path / "broken") == whole(tiny, count=2)
 

@@ -20,7 +20,7 @@ from jax._src import distributed
 
 import tltrain
 from tltrain.errors import ConfigError, HostError, TltrainError, reason_of
-from tltrain.runtime import exchange
+from tltrain.runtime import exchange, pace
 from tltrain.runtime.watch import SILENT_SECONDS, Watch
 
 Value = TypeVar("Value")
@@ -165,7 +165,8 @@ def on_writer(function: Callable[..., Value], *arguments: Any) -> Value:
         return made
     _is_asked = True
     try:
-        made, failed = function(*arguments), None
+        with pace.at(pace.OTHER):
+            made, failed = function(*arguments), None
     except TltrainError as error:
         made, failed = None, error
     finally:
