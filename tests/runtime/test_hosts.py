@@ -220,6 +220,37 @@ def test_texts_are_divided_too(tiny_text, tmp_path, job, whole, stored):
     assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-6)
 
 
+def break_images(config, folder, count):
+    """Of a copy of the images in `folder`; returns their names."""
+    root = shutil.copytree(config.data.source.removeprefix("folder:"), folder / "images")
+    broken = sorted(root.rglob("*.jpg"))[:: 48 // count][:count]
+    for image in broken:
+        image.write_bytes(b"\xff\xd8 no image")
+    config.data.source = f"folder:{root}"
+    return [str(image.relative_to(root)) for image in broken]
+
+
+@pytest.mark.parametrize("stored", ["auto", pytest.param("off", marks=pytest.mark.full)])
+def test_what_cannot_be_read_is_named_once_and_counted_once(tiny, tmp_path, job, stored):
+    tiny.features.enabled, tiny.data.max_corrupt = stored, 0.3
+    broken, two = break_images(tiny, tmp_path, 6), job("two", 2)
+    assert two.end() == [0, 0], two.told()
+    said = "".join(two.told())
+    assert [said.count(f"skipped {name}: ") for name in broken] == [1] * 6
+    assert sum(json.loads((two.workdir / "report.json").read_text())["num_corrupt"].values()) == 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("stored", ["auto", "off"])
+def test_too_much_that_cannot_be_read_ends_all_alike(tiny, tmp_path, job, stored, count):
+    tiny.features.enabled, tiny.data.max_corrupt = stored, 0.0 if count == 1 else 0.1
+    break_images(tiny, tmp_path, count)  # a single one is met by one process
+    two = job("two", 2)
+    assert two.end(60) == [4, 4], two.told()
+    assert "cannot be read; in train[" in "".join(two.told())
+
+
 DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}
 
 

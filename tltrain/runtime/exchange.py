@@ -51,5 +51,10 @@ def delete(key: str) -> None:
     _client().key_value_delete(key)
 
 
+def increment(key: str, by: int = 1) -> int:
+    """Adds `by` to the number of that name, 0 at first, whoever else does so meanwhile; returns what it is then."""
+    return _client().key_value_increment(f"tltrain/{key}", by)
+
+
 def _client() -> Any:
     return distributed.global_state.client

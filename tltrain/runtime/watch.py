@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tltrain.errors import HostError, TerminatedError
+from tltrain.errors import HostError, TerminatedError, TltrainError
 from tltrain.runtime import pace
 
 SILENT_SECONDS = 20  # after which a process is taken for dead
@@ -183,7 +183,11 @@ class Watch:
             return
         if code == TerminatedError.exit_code:
             self._give_up(f"process {other} of {self._count} was stopped", code)
-        self._give_up(f"process {other} of {self._count} ended with exit code {code}")
+        told = {kind.exit_code for kind in TltrainError.__subclasses__()}  # of what is wrong with the run
+        self._give_up(
+            f"process {other} of {self._count} ended with exit code {code}",
+            code if code in told else HostError.exit_code,
+        )
 
     def _give_up(self, reason, code=HostError.exit_code):
         if self._index == 0:
