@@ -34,6 +34,12 @@ def get_config():
 """
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 class Wire:
     """A network between who connects to `address` and the port `to`; once it is `cut` or `hushed` nothing passes."""
 
@@ -45,8 +51,14 @@ class Wire:
     def _accept(self):
         with contextlib.suppress(OSError):
             while True:
-                pair = self._listening.accept()[0], socket.create_connection(("localhost", self.to))
+                pair = [self._listening.accept()[0]]
                 self._ends += pair
+                try:
+                    pair.append(socket.create_connection(("localhost", self.to)))
+                except OSError:  # nobody listens there yet
+                    pair[0].close()
+                    continue
+                self._ends.append(pair[1])
                 for one, other in (pair, pair[::-1]):
                     threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
 
@@ -73,9 +85,7 @@ class Job:
         folder.mkdir(exist_ok=True)
         file, text = folder / "config.py", config_lib.to_json(config)
         file.write_text(CONFIG.format(text=text))
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         addresses = [f"localhost:{port}"] * count
         if wire:
             wire.to, addresses[-1] = port, wire.address
@@ -151,6 +161,13 @@ def job(tiny, tmp_path):
         one.kill()
 
 
+@pytest.fixture
+def wire():
+    made = Wire()
+    yield made
+    made.cut()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What is made of a config by one process, or by `count`, never stopped; run once for all tests that ask."""
@@ -208,6 +225,17 @@ def test_processes_that_differ_are_told_before_anything_is_computed(job, tiny, t
 def test_flags_that_make_no_job_are_refused_in_a_line(tiny, tmp_path, job, flags, environment, message):
     wrong = job("wrong", 1, changes=[flags], environment=environment)
     assert wrong.end(60) == [2] and message in wrong.told()[0]
+
+
+@pytest.mark.full
+def test_a_process_to_which_no_other_comes_ends_in_a_line(job):
+    waiting = []
+    for which in range(2):
+        flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={which}"]
+        waiting.append(job(f"waiting {which}", 1, changes=[flags]))
+    for one in waiting:
+        assert one.end(100) == [7], one.told()
+        assert "the processes did not find each other; at localhost:" in one.told()[0].splitlines()[-1]
 
 
 @pytest.mark.full
@@ -299,10 +327,9 @@ def test_a_process_that_is_there_but_hangs_ends_all(tiny, job, which):
 
 @pytest.mark.full
 @pytest.mark.parametrize("lose", [Wire.cut, Wire.hush])
-def test_a_lost_network_ends_all_and_the_same_command_goes_on(tiny, tmp_path, job, whole, lose):
+def test_a_lost_network_ends_all_and_the_same_command_goes_on(tiny, tmp_path, job, whole, wire, lose):
     tiny.checkpoint.every_steps = 2
     tiny.finetune.epochs = 6
-    wire = Wire()
     broken = job("broken", 2, wire=wire)
     broken.reach("checkpoints/finetune/manifest_*.json")
     lose(wire)

@@ -25,7 +25,20 @@ SILENT_SECONDS = 20  # after which a process is taken for dead
 _GRACE = 5.0  # seconds: to end by itself after another did, or of silence where devices lost each other
 _EVERY = 0.25  # seconds
 _ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_abort: Any = None  # kept: C calls it
 _AT, _ENDS, _HELD, _ASKED = (f"tltrain/{name}/" for name in ("at", "ends", "held", "asked"))
+
+
+def end_on_abort(reason: str) -> None:
+    """Lets this process end with a line of `reason` where jax aborts it, as it does when its service is silent."""
+    global _abort
+    _abort = _ABORT(lambda _: _end(reason, HostError.exit_code))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _abort)
+
+
+def _end(reason, code):
+    print(f"tltrain: {reason}; so this one ends; the same command goes on", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 class Progress(NamedTuple):
@@ -74,9 +87,8 @@ class Watch:
         self._changed = threading.Condition()
         self._every = _EVERY * max(1.0, count / 16)  # all ask one process
         self._heard_service = time.monotonic()
-        self._abort = _ABORT(lambda _: self._give_up(f"process 0 of {count} is gone"))  # kept: C calls it
         if index:
-            ctypes.CDLL(None).signal(signal.SIGABRT, self._abort)  # which jax raises when its service is gone
+            end_on_abort(f"process 0 of {count} is gone")  # with which jax's service is
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, daemon=True).start()
@@ -192,5 +204,4 @@ class Watch:
     def _give_up(self, reason, code=HostError.exit_code):
         if self._index == 0:
             time.sleep(4 * self._every)  # in which others find the same, before they lose its service
-        print(f"tltrain: {reason}; so this one ends; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(code)
+        _end(reason, code)
