@@ -31,25 +31,35 @@ def local(text: str, given: str) -> Path:
     Raises:
         ConfigError: it is a remote one, or there is no such home folder.
     """
-    if _REMOTE.match(text):
-        raise ConfigError(
-            f"remote paths are not supported: {text}; {given}; mount it as a folder, or copy it to a disk of this "
-            "machine, and give that path"
-        )
+    _refuse_remote(text, given)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"no home folder for {text}; {given}; set $HOME, or give the whole path") from error
 
 
+def _refuse_remote(text, given):
+    if _REMOTE.match(text):
+        raise ConfigError(
+            f"remote paths are not supported: {text}; {given}; mount it as a folder, or copy it to a disk of this "
+            "machine, and give that path"
+        )
+
+
 def cache_dir() -> Path:
-    """Where downloads are kept: `$TLTRAIN_CACHE`, else `~/.cache/tltrain` (or below `$XDG_CACHE_HOME`)."""
+    """Where downloads are kept: `$TLTRAIN_CACHE`, else `~/.cache/tltrain` (or below `$XDG_CACHE_HOME`).
+
+    Raises:
+        ConfigError: that is a remote path.
+        WorkdirError: there is no such home folder.
+    """
     if named := os.environ.get("TLTRAIN_CACHE"):
         return _expanded(named)
     return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tltrain"
 
 
 def _expanded(place):
+    _refuse_remote(place, "by $TLTRAIN_CACHE or $XDG_CACHE_HOME")
     try:
         return Path(place).expanduser()
     except RuntimeError as error:

@@ -149,6 +149,18 @@ def test_remote_paths_are_refused_in_a_line(key, verb, images, tiny, tmp_path, m
     assert "mount it as a folder, or copy it" in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["TLTRAIN_CACHE", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("verb", [main, features])
+def test_a_remote_cache_is_refused_in_a_line(name, verb, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TLTRAIN_CACHE")
+    monkeypatch.setenv(name, "gs://bucket/x")
+    given = ["--list"] if verb is features else ["--config", write_config(tmp_path, images)]
+    code, line = call(capsys, *given, verb=verb)
+    assert code == 2 and line.startswith("tltrain: remote paths are not supported: gs://bucket/x; by $TLTRAIN_CACHE")
+    assert not (tmp_path / "gs:").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_named(number, probe, tmp_path, monkeypatch):
     def fail(file, _):

@@ -1,5 +1,7 @@
 """Real processes that train one model: the numbers of one process, and an end whatever becomes of one of them."""
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,9 +34,12 @@ def get_config():
 """
 
 
-class Job:
-    """`count` processes of one run in `folder`, each with its output."""
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
+<<<<<<< HEAD
     def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), code=""):
         folder.mkdir(exist_ok=True)
         file, text = folder / "config.py", config_lib.to_json(config)
@@ -41,13 +47,66 @@ class Job:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
+=======
+
+class Wire:
+    """A network between who connects to `address` and the port `to`; once it is `cut` or `hushed` nothing passes."""
+
+    def __init__(self):
+        self.to, self._is_hushed, self._listening = None, False, socket.create_server(("localhost", 0))
+        self.address, self._ends = f"localhost:{self._listening.getsockname()[1]}", [self._listening]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                pair = [self._listening.accept()[0]]
+                self._ends += pair
+                try:
+                    pair.append(socket.create_connection(("localhost", self.to)))
+                except OSError:  # nobody listens there yet
+                    pair[0].close()
+                    continue
+                self._ends.append(pair[1])
+                for one, other in (pair, pair[::-1]):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(2**16):
+                if not self._is_hushed:
+                    other.sendall(data)
+
+    def hush(self):
+        self._is_hushed = True
+
+    def cut(self):
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Job:
+    """`count` processes of one run in `folder`, each with its output; the last sees the first through a `wire`."""
+
+    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), wire=None):
+        folder.mkdir(exist_ok=True)
+        file, text = folder / "config.py", config_lib.to_json(config)
+        file.write_text(CONFIG.format(text=text))
+        port = free_port()
+        addresses = [f"localhost:{port}"] * count
+        if wire:
+            wire.to, addresses[-1] = port, wire.address
+>>>>>>> w_fail
         flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY_COMPILED}"
         given = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
         given |= environment or {}
         self.workdir, self.processes = folder / "run", []
         for i in range(count):
-            several = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
-            command = [sys.executable, "-m", "tltrain.main", f"--config={file}", f"--workdir={self.workdir}", *several]
+            several = [f"--coordinator={addresses[i]}", f"--num_processes={count}", f"--process_id={i}"]
+            command = [sys.executable, "-m", "tltrain.main", f"--config={file}", f"--workdir={self.workdir}"]
+            command += several if count > 1 else []
             command += changes[i] if changes else []
             with (folder / f"said_{i}").open("w") as said:
                 place = places[i] if places else None
@@ -112,6 +171,13 @@ def job(tiny, tmp_path):
         one.kill()
 
 
+@pytest.fixture
+def wire():
+    made = Wire()
+    yield made
+    made.cut()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What is made of a config by one process, or by `count`, never stopped; run once for all tests that ask."""
@@ -172,6 +238,17 @@ def test_flags_that_make_no_job_are_refused_in_a_line(tiny, tmp_path, job, flags
 
 
 @pytest.mark.full
+def test_a_process_to_which_no_other_comes_ends_in_a_line(job):
+    waiting = []
+    for which in range(2):
+        flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={which}"]
+        waiting.append(job(f"waiting {which}", 1, changes=[flags]))
+    for one in waiting:
+        assert one.end(100) == [7], one.told()
+        assert "the processes did not find each other; at localhost:" in one.told()[0].splitlines()[-1]
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("stored", ["auto", "off"])
 def test_texts_are_divided_too(tiny_text, tmp_path, job, whole, stored):
     tiny_text.features.enabled = stored
@@ -181,6 +258,7 @@ def test_texts_are_divided_too(tiny_text, tmp_path, job, whole, stored):
     assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-6)
 
 
+<<<<<<< HEAD
 @pytest.mark.full
 def test_a_ridge_probe_is_of_the_sums_of_all(tiny, tmp_path, job, whole):
     tiny.probe.update(optimizer="ridge", weight_decay=1.0, epochs=1, augment=False)
@@ -189,6 +267,37 @@ def test_a_ridge_probe_is_of_the_sums_of_all(tiny, tmp_path, job, whole):
     one, two = whole(tiny), result(tmp_path / "two")
     for split in ("train", "val"):
         assert losses(two, split) == pytest.approx(losses(one, split), rel=1e-5)
+=======
+def break_images(config, folder, count):
+    """Of a copy of the images in `folder`; returns their names."""
+    root = shutil.copytree(config.data.source.removeprefix("folder:"), folder / "images")
+    broken = sorted(root.rglob("*.jpg"))[:: 48 // count][:count]
+    for image in broken:
+        image.write_bytes(b"\xff\xd8 no image")
+    config.data.source = f"folder:{root}"
+    return [str(image.relative_to(root)) for image in broken]
+
+
+@pytest.mark.parametrize("stored", ["auto", pytest.param("off", marks=pytest.mark.full)])
+def test_what_cannot_be_read_is_named_once_and_counted_once(tiny, tmp_path, job, stored):
+    tiny.features.enabled, tiny.data.max_corrupt = stored, 0.3
+    broken, two = break_images(tiny, tmp_path, 6), job("two", 2)
+    assert two.end() == [0, 0], two.told()
+    said = "".join(two.told())
+    assert [said.count(f"skipped {name}: ") for name in broken] == [1] * 6
+    assert sum(json.loads((two.workdir / "report.json").read_text())["num_corrupt"].values()) == 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("stored", ["auto", "off"])
+def test_too_much_that_cannot_be_read_ends_all_alike(tiny, tmp_path, job, stored, count):
+    tiny.features.enabled, tiny.data.max_corrupt = stored, 0.0 if count == 1 else 0.1
+    break_images(tiny, tmp_path, count)  # a single one is met by one process
+    two = job("two", 2)
+    assert two.end(60) == [4, 4], two.told()
+    assert "cannot be read; in train[" in "".join(two.told())
+>>>>>>> w_fail
 
 
 DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}
@@ -208,6 +317,45 @@ def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tin
     assert time.monotonic() - began < 30
     assert f"process {which} of 2 is" in broken.told()[1 - which]
     broken.kill()
+    assert job("broken", 2).end() == [0, 0]
+    assert result(tmp_path / "broken") == whole(tiny, count=2)
+
+
+def halt_main_thread(process):
+    """As a debugger does it: its other threads run on."""
+    seize, interrupt, any_thread = 0x4206, 0x4207, 0x40000000
+    trace = ctypes.CDLL(None, use_errno=True).ptrace
+    for request in (seize, interrupt):
+        assert trace(request, process.pid, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(process.pid, any_thread)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_process_that_is_there_but_hangs_ends_all(tiny, job, which):
+    tiny.features.enabled, tiny.data.image_size = "off", (96, 96)  # so that it is in a step most of the time
+    tiny.probe.epochs, tiny.finetune.epochs, tiny.log.every_steps = 0, 1000, 2
+    hung = job("hung", 2, tiny)
+    hung.reach("metrics.jsonl")
+    until = time.monotonic() + 90
+    while '"step": 12' not in (hung.workdir / "metrics.jsonl").read_text():
+        assert time.monotonic() < until, hung.told()
+        time.sleep(0.01)
+    halt_main_thread(hung.processes[which])
+    assert hung.end(45) == [7, 7], hung.told()
+    assert all(f"process {which} of 2 is behind" in said for said in hung.told()), hung.told()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lose", [Wire.cut, Wire.hush])
+def test_a_lost_network_ends_all_and_the_same_command_goes_on(tiny, tmp_path, job, whole, wire, lose):
+    tiny.checkpoint.every_steps = 2
+    tiny.finetune.epochs = 6
+    broken = job("broken", 2, wire=wire)
+    broken.reach("checkpoints/finetune/manifest_*.json")
+    lose(wire)
+    assert broken.end(30) == [7, 7], broken.told()
+    assert "process 1 of 2 is" in broken.told()[0] and "process 0 of 2 is" in broken.told()[1]
     assert job("broken", 2).end() == [0, 0]
     assert result(tmp_path / "broken") == whole(tiny, count=2)
 

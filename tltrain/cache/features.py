@@ -24,7 +24,7 @@ from tltrain.data.split import Split
 from tltrain.errors import WorkdirError
 from tltrain.models.classifier import Classifier
 from tltrain.places import cache_dir
-from tltrain.runtime import console, hosts, signals
+from tltrain.runtime import console, hosts, pace, signals
 from tltrain.training.setup import Setup
 
 
@@ -160,6 +160,6 @@ def _locked(path: Path, shared: bool = False) -> Iterator[None]:
             places.lock(file, shared=shared)
         except BlockingIOError:
             console.say("Another process computes the same features; waiting for it ...")
-            with signals.abandonable("waiting"):
+            with pace.at(pace.OUTSIDE), signals.abandonable("waiting"):
                 places.lock(file, wait=True, shared=shared)
         yield

@@ -13,7 +13,7 @@ import numpy as np
 from tltrain import config as config_lib
 from tltrain.cache import features, forward, space, store
 from tltrain.data import packing, pipeline
-from tltrain.runtime import console, hosts, parallel
+from tltrain.runtime import console, hosts, pace, parallel
 from tltrain.runtime.process import Process
 from tltrain.training.setup import Setup
 
@@ -184,7 +184,7 @@ class Inputs:
     @contextlib.contextmanager
     def _progress(self, from_examples, title, total, first):
         started = time.perf_counter()
-        with console.progress(title, total, first) as update:
+        with pace.at(pace.STEADY, title), console.progress(title, total, first) as update:
 
             def progress(done):
                 update(min(first + done, total))

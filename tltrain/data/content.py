@@ -18,7 +18,7 @@ import numpy as np
 
 from tltrain.data.files import MAX_BYTES, kind_of
 from tltrain.places import cache_dir
-from tltrain.runtime import console, sealed
+from tltrain.runtime import console, pace, sealed
 
 _ENTRY = np.dtype([("state", "V40"), ("sha256", "V32"), ("kind", "S16")])
 _SETTLED = 2 * 10**9  # ns after a change, from which on another change would show in the times of the file
@@ -69,6 +69,7 @@ def _look(paths, new, most):
     ):
         for content in pool.map(lambda i: _read_file(paths[i], most), new):
             found.append(content)
+            pace.get_on()
             update(len(found))
     return found
 

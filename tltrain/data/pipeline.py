@@ -17,7 +17,7 @@ from tltrain.data import packing
 from tltrain.data.split import Split
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import DataError, reason_of
-from tltrain.runtime import console
+from tltrain.runtime import console, exchange, hosts
 
 Batch = dict[str, Any]
 
@@ -54,31 +54,43 @@ def rows(
 
 
 class Corrupt:
-    """The unreadable examples of a split: each is named once, and too many of them end the run."""
+    """The unreadable examples of a split: each is named once, and too many of them end the run.
+
+    Of several processes the first to meet one names it; `indices` are those that this one met.
+    """
 
     def __init__(self, split: Split, limit: float, warn: Callable[[str], None]) -> None:
         self.split, self.limit, self.warn = split, limit, warn
         self.indices: set[int] = set()
+        self._of_all = 0  # how many any process met, as far as this one knows
         self._lock = threading.Lock()
 
     def add(self, index: int, reason: str) -> None:
         """Notes one; safe to call from many threads."""
         with self._lock:
-            if index not in self.indices:
-                self.indices.add(index)
+            if index in self.indices:
+                return
+            self.indices.add(index)
+            is_new = True
+            if hosts.count() > 1:
+                key = f"unreadable/{self.split.expression}"
+                is_new = exchange.increment(f"{key}/{index}") == 1
+                self._of_all = exchange.increment(f"{key}/all", int(is_new))
+            if is_new:
                 self.warn(f"skipped {self.split.ids[index]}: {reason}")
 
     def check(self) -> None:
         """Raises DataError where more than `limit`, a share of the split, are unreadable, or all are."""
-        if len(self.indices) == len(self.split.ids) > 0:
+        count = max(self._of_all, len(self.indices))
+        if count == len(self.split.ids) > 0:
             raise DataError(
                 f"none of {len(self.split.ids)} {self.split.kind.name} can be read; in {self.split.expression}: "
                 f"{self.split.ids[0]} ...; see what is said of each"
             )
-        if len(self.indices) > self.limit * len(self.split.ids):
+        if count > self.limit * len(self.split.ids):
             names = ", ".join(self.split.ids[i] for i in sorted(self.indices)[:5])
             raise DataError(
-                f"{len(self.indices)} of {len(self.split.ids)} {self.split.kind.name} cannot be read; in "
+                f"{count} of {len(self.split.ids)} {self.split.kind.name} cannot be read; in "
                 f"{self.split.expression}: {names}; repair or remove them, or raise data.max_corrupt = {self.limit}"
             )
 

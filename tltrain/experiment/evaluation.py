@@ -15,7 +15,7 @@ from tltrain.data import packing, pipeline
 from tltrain.data.split import Split
 from tltrain.models import zoo
 from tltrain.models.classifier import Shapes
-from tltrain.runtime import console, hosts, parallel
+from tltrain.runtime import console, hosts, pace, parallel
 from tltrain.training import metrics, steps
 from tltrain.training.setup import Setup
 from tltrain.training.tasks.task import Task
@@ -83,7 +83,10 @@ def over(
     logits = np.zeros((len(examples.ids), setup.model.num_outputs), np.float32)
     counted, total, stopped = np.zeros(len(logits), bool), metrics.Total(), False
     batches, done = evaluated(setup, variables, inputs), 0
-    with console.progress(title, examples.num_examples) as update:
+    with (
+        pace.at(pace.STEADY, f"{title} from {inputs.start}"),
+        console.progress(title, examples.num_examples) as update,
+    ):
         for batch in parallel.prefetch(batches, mesh, setup.config.parallel):
             head_step = _head_step_of(setup, len(batch["index"]))
             sums, of_rows = jax.device_get(head_step(head, batch))

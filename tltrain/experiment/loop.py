@@ -12,7 +12,7 @@ from tltrain.errors import DivergedError, TerminatedError
 from tltrain.experiment import evaluation, programs, report
 from tltrain.experiment.phase import Phase, Run
 from tltrain.models import freeze
-from tltrain.runtime import console, parallel
+from tltrain.runtime import console, pace, parallel
 from tltrain.training import metrics, optim, steps
 from tltrain.training.setup import Setup
 
@@ -39,7 +39,8 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         if now.cut != compiled:
             train_step, compiled = _compile_train(run, phase, now, state, train), now.cut
         first, started = int(state.step) - epoch * phase.steps_per_epoch, time.perf_counter()
-        state, total = _train_epoch(run, phase, train_step, train, state, epoch)
+        with pace.at(pace.STEADY, f"{phase.name} from {now.cut}"):
+            state, total = _train_epoch(run, phase, train_step, train, state, epoch)
         passed = time.perf_counter() - started
         found = evaluate_split(run, steps.variables(state), val, "val")
         if found is None:
@@ -154,7 +155,9 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
             save = every and step % every == 0 and not last
             if save or stop or last or step % config.log.every_steps == 0 or time.perf_counter() - shown > 0.5:
                 with clock("train"):
-                    record_steps(run, phase, jax.device_get(pending), total, step)
+                    finished = jax.device_get(pending)
+                    pace.get_on()
+                    record_steps(run, phase, finished, total, step)
                     pending.clear()
                 is_idle = True
                 phase.record["seconds"] += time.perf_counter() - shown

@@ -9,6 +9,8 @@ import jax
 from flax import serialization
 from jax._src import distributed
 
+from tltrain.runtime import pace
+
 _CHUNK = 2**20  # bytes of a message: the service takes up to 4 MiB
 _WAIT_MS = 10_000  # of one question for a value; it is asked again, for `Watch` ends a process that waits in vain
 
@@ -33,19 +35,25 @@ def _plain(value):
 def get(key: str) -> Any:
     """The value of that name, as soon as there is one; tuples are lists. Raises JaxRuntimeError without a service."""
     client = _client()
-    while True:
-        try:
-            num_parts = int(client.blocking_key_value_get(f"{key}/parts", _WAIT_MS))
-            parts = [client.blocking_key_value_get_bytes(f"{key}/{i}", _WAIT_MS) for i in range(num_parts)]
-            return serialization.msgpack_restore(b"".join(parts))["value"]
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
+    with pace.at(pace.WAITING):
+        while True:
+            try:
+                num_parts = int(client.blocking_key_value_get(f"{key}/parts", _WAIT_MS))
+                parts = [client.blocking_key_value_get_bytes(f"{key}/{i}", _WAIT_MS) for i in range(num_parts)]
+                return serialization.msgpack_restore(b"".join(parts))["value"]
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
 
 
 def delete(key: str) -> None:
     """Forgets the value of that name, and those below it."""
     _client().key_value_delete(key)
+
+
+def increment(key: str, by: int = 1) -> int:
+    """Adds `by` to the number of that name, 0 at first, whoever else does so meanwhile; returns what it is then."""
+    return _client().key_value_increment(f"tltrain/{key}", by)
 
 
 def _client() -> Any:

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from jax._src import distributed
 
 import tltrain
 from tltrain.errors import ConfigError, HostError, TltrainError, reason_of
-from tltrain.runtime import exchange
-from tltrain.runtime.watch import SILENT_SECONDS, Watch
+from tltrain.runtime import exchange, pace
+from tltrain.runtime.watch import SILENT_SECONDS, Watch, end_on_abort
 
 Value = TypeVar("Value")
 
@@ -53,6 +54,8 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
         raise ConfigError("--coordinator=HOST:PORT, --num_processes and --process_id belong together; give all three")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `signals`
+    where = f"at {coordinator}" if ":" in coordinator else "where the environment says"
+    end_on_abort(f"the processes did not find each other; {where}; not all came within {_START_SECONDS} s")
     try:
         jax.distributed.initialize(
             coordinator if ":" in coordinator else None,
@@ -63,8 +66,9 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             heartbeat_timeout_seconds=10 * SILENT_SECONDS,  # `Watch` ends a job earlier, and says why
         )
     except Exception as error:  # whatever jax makes of an environment, and of an address
-        where = f"at {coordinator}" if ":" in coordinator else "where the environment says"
         raise HostError(f"the processes did not find each other; {where}; {reason_of(error)}") from error
+    finally:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
     if count() > 1:
         _watch = Watch(distributed.global_state.client, index(), count())
         own = {"jax": jax.__version__, "code of tltrain": _code(), "devices of a process": jax.local_device_count()}
@@ -163,7 +167,8 @@ def on_writer(function: Callable[..., Value], *arguments: Any) -> Value:
         return made
     _is_asked = True
     try:
-        made, failed = function(*arguments), None
+        with pace.at(pace.OTHER):
+            made, failed = function(*arguments), None
     except TltrainError as error:
         made, failed = None, error
     finally:

@@ -22,7 +22,7 @@ from jax._src.compilation_cache_interface import CacheInterface
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tltrain.errors import ConfigError
-from tltrain.runtime import hosts, sealed, signals
+from tltrain.runtime import hosts, pace, sealed, signals
 
 AXIS = "batch"  # over which a batch is divided, and sums are taken
 
@@ -177,7 +177,7 @@ def compile_step(
     compilation.
     """
     mapped = functools.partial(step, axis_name=AXIS)
-    with signals.abandonable("compiling"):
+    with pace.at(pace.OTHER), signals.abandonable("compiling"):
         if mode == "pmap":
             return _compile_pmap(mapped, state, batch, mesh, per_example)
         jitted = divided(mapped, mesh, (False, True), (False, per_example), donate_argnums=(0,) if donate else ())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tltrain.runtime import hosts
+from tltrain.runtime import hosts, pace
 
 
 class Clock:
@@ -49,11 +49,13 @@ class Process:
     asked: Callable[[], bool] = lambda: False
 
     def stop(self) -> bool:
-        """Polled between steps of other kinds than training: whether the run is to end here, in all processes."""
+        """Polled after each step of another kind than training: whether the run is to end here, in all processes."""
+        pace.get_on()
         return hosts.stop_between(self.asked())
 
     def stop_at_step(self) -> bool:
         """Polled once after each training step was begun: whether it is the last, in all processes."""
+        pace.begin()
         return hosts.stop_at_step(self.asked())
 
 

@@ -1,5 +1,10 @@
 """A thread beside each of several processes: it says that this one is there, and ends it where another is not.
 
+What is promised, with a line that names the process and the exit code of `HostError`: where one dies, or it, its
+machine or its network stops, the others end within half a minute. Where its main thread alone hangs, all end: within a
+step or a batch after as long as `pace` allows, else once others have waited for it for half an hour. None ends because
+a process takes long and gets on, or because all take equally long.
+
 It also finds the training step at which all stop where one was asked to: the furthest that any of them has begun.
 """
 
@@ -10,15 +15,65 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from tltrain.errors import HostError, TerminatedError
+from tltrain.errors import HostError, TerminatedError, TltrainError
+from tltrain.runtime import pace
 
 SILENT_SECONDS = 20  # after which a process is taken for dead
 _GRACE = 5.0  # seconds: to end by itself after another did, or of silence where devices lost each other
 _EVERY = 0.25  # seconds
 _ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_abort: Any = None  # kept: C calls it
 _AT, _ENDS, _HELD, _ASKED = (f"tltrain/{name}/" for name in ("at", "ends", "held", "asked"))
+
+
+def end_on_abort(reason: str) -> None:
+    """Lets this process end with a line of `reason` where jax aborts it, as it does when its service is silent."""
+    global _abort
+    _abort = _ABORT(lambda _: _end(reason, HostError.exit_code))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _abort)
+
+
+def _end(reason, code):
+    print(f"tltrain: {reason}; so this one ends; the same command goes on", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+class Progress(NamedTuple):
+    """How a process gets on: the training steps it has begun, its work as in `pace.Work`, and where that is."""
+
+    steps: int
+    kind: str
+    seconds: float
+    limit: float
+    where: str
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it should have got on."""
+        return self.seconds > self.limit
+
+
+def behind(found: Mapping[int, Progress]) -> list[int]:
+    """The processes, by their numbers, that do not get on and keep others from it.
+
+    Whoever began more steps than another may wait for it within a step, so those that began the fewest are looked at.
+    Work of no known length is taken for hung only where another is kept as long from going on; a process that waits,
+    only where all are late, for then what it waits for has come.
+    """
+    fewest = min((one.steps for one in found.values()), default=0)
+    late = {i: one for i, one in found.items() if one.is_late}
+    kept = max((one.seconds for one in late.values() if one.kind != pace.OTHER), default=0.0)
+    hung = [
+        i
+        for i, one in late.items()
+        if one.steps == fewest and one.kind != pace.WAITING and (one.kind == pace.STEADY or kept > one.limit)
+    ]
+    if hung or any(one.kind == pace.OTHER or not one.is_late for one in found.values()):
+        return hung
+    return [i for i, one in late.items() if one.steps == fewest and one.kind == pace.WAITING]
 
 
 class Watch:
@@ -32,9 +87,8 @@ class Watch:
         self._changed = threading.Condition()
         self._every = _EVERY * max(1.0, count / 16)  # all ask one process
         self._heard_service = time.monotonic()
-        self._abort = _ABORT(lambda _: self._give_up(f"process 0 of {count} is gone"))  # kept: C calls it
         if index:
-            ctypes.CDLL(None).signal(signal.SIGABRT, self._abort)  # which jax raises when its service is gone
+            end_on_abort(f"process 0 of {count} is gone")  # with which jax's service is
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, daemon=True).start()
@@ -86,7 +140,8 @@ class Watch:
         while not self._over:
             beat += 1
             try:
-                self._client.key_value_set(f"{_AT}{self._index}", json.dumps([beat, self._steps]), allow_overwrite=True)
+                told = json.dumps([beat, *self._own()])
+                self._client.key_value_set(f"{_AT}{self._index}", told, allow_overwrite=True)
                 at, ends = self._read(_AT), self._read(_ENDS)
                 self._find_last_step()
                 self._heard_service = time.monotonic()
@@ -102,7 +157,22 @@ class Watch:
                         self._follow(i, int(ends[i]))
                 elif (silent := now - heard.setdefault(i, ("", now))[1]) > self._patience:
                     self._give_up(f"process {i} of {self._count} is silent for {silent:.0f} s")
+            self._end_where_one_is_behind(
+                {i: Progress(*json.loads(text)[1:]) for i, text in at.items() if i not in ends}
+            )
             time.sleep(self._every)
+
+    def _own(self):
+        work = pace.now()
+        return Progress(self._steps, work.kind, work.seconds, work.limit, pace.where())
+
+    def _end_where_one_is_behind(self, found):
+        if late := behind(found):
+            told = [
+                f"process {i} of {self._count} is behind, for {found[i].seconds:.0f} s at {found[i].where}"
+                for i in late
+            ]
+            self._give_up("; ".join(told))
 
     def _find_last_step(self):
         if self._asked and not self._read(_ASKED):
@@ -125,8 +195,13 @@ class Watch:
             return
         if code == TerminatedError.exit_code:
             self._give_up(f"process {other} of {self._count} was stopped", code)
-        self._give_up(f"process {other} of {self._count} ended with exit code {code}")
+        told = {kind.exit_code for kind in TltrainError.__subclasses__()}  # of what is wrong with the run
+        self._give_up(
+            f"process {other} of {self._count} ended with exit code {code}",
+            code if code in told else HostError.exit_code,
+        )
 
     def _give_up(self, reason, code=HostError.exit_code):
-        print(f"tltrain: {reason}; so this one ends; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(code)
+        if self._index == 0:
+            time.sleep(4 * self._every)  # in which others find the same, before they lose its service
+        _end(reason, code)
