@@ -39,15 +39,6 @@ def free_port():
         free.bind(("localhost", 0))
         return free.getsockname()[1]
 
-<<<<<<< HEAD
-    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), code=""):
-        folder.mkdir(exist_ok=True)
-        file, text = folder / "config.py", config_lib.to_json(config)
-        file.write_text(CONFIG.format(text=text) + code)
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-=======
 
 class Wire:
     """A network between who connects to `address` and the port `to`; once it is `cut` or `hushed` nothing passes."""
@@ -90,15 +81,14 @@ class Wire:
 class Job:
     """`count` processes of one run in `folder`, each with its output; the last sees the first through a `wire`."""
 
-    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), wire=None):
+    def __init__(self, config, folder, count, devices=1, changes=(), environment=None, places=(), wire=None, code=""):
         folder.mkdir(exist_ok=True)
         file, text = folder / "config.py", config_lib.to_json(config)
-        file.write_text(CONFIG.format(text=text))
+        file.write_text(CONFIG.format(text=text) + code)
         port = free_port()
         addresses = [f"localhost:{port}"] * count
         if wire:
             wire.to, addresses[-1] = port, wire.address
->>>>>>> w_fail
         flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY_COMPILED}"
         given = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
         given |= environment or {}
@@ -258,7 +248,6 @@ def test_texts_are_divided_too(tiny_text, tmp_path, job, whole, stored):
     assert losses(two, "val") == pytest.approx(losses(one, "val"), rel=1e-6)
 
 
-<<<<<<< HEAD
 @pytest.mark.full
 def test_a_ridge_probe_is_of_the_sums_of_all(tiny, tmp_path, job, whole):
     tiny.probe.update(optimizer="ridge", weight_decay=1.0, epochs=1, augment=False)
@@ -267,7 +256,8 @@ def test_a_ridge_probe_is_of_the_sums_of_all(tiny, tmp_path, job, whole):
     one, two = whole(tiny), result(tmp_path / "two")
     for split in ("train", "val"):
         assert losses(two, split) == pytest.approx(losses(one, split), rel=1e-5)
-=======
+
+
 def break_images(config, folder, count):
     """Of a copy of the images in `folder`; returns their names."""
     root = shutil.copytree(config.data.source.removeprefix("folder:"), folder / "images")
@@ -297,7 +287,6 @@ def test_too_much_that_cannot_be_read_ends_all_alike(tiny, tmp_path, job, stored
     two = job("two", 2)
     assert two.end(60) == [4, 4], two.told()
     assert "cannot be read; in train[" in "".join(two.told())
->>>>>>> w_fail
 
 
 DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}
