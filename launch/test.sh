@@ -3,7 +3,8 @@
 # programs are kept in ~/.cache/tltrain/xla_tests. Arguments go to pytest:
 # `bash launch/test.sh tests/training/test_freeze.py -k clip`.
 # --full adds live parity with Keras, whole grids and every export, on programs compiled as those of users are; with
-# TLTRAIN_TEST_DATA=FOLDER also the tests that read tfds/cats_vs_dogs and weights/ there.
+# TLTRAIN_TEST_DATA=FOLDER also the tests that read tfds/cats_vs_dogs and weights/ there, with TLTRAIN_TEST_SLURM=1 also
+# those that start a Slurm (tests/launch/slurm.sh says which packages it needs).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh

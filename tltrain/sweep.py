@@ -2,17 +2,20 @@
 
 The config file defines, beside `get_config`, a function `sweep` that yields one dict of changed keys an arm, such as
 `{"finetune.freeze_until": "block_12"}`. A task of a Slurm job array does its share of the runs; the same command
-without an array does those that are missing, and prints the table.
+without an array does those that are missing, and prints the table. With `--jobs N` so many processes do that side by
+side.
 """
 
-import os
+import argparse
+import re
 import runpy
 import sys
 from typing import Any
 
 from tltrain.errors import ConfigError
-from tltrain.experiment import sweeping
-from tltrain.runtime import command, command_line
+from tltrain.experiment import jobs, sweeping
+from tltrain.runtime import command, command_line, job_array
+from tltrain.runtime.process import Process
 
 
 def main(argv: list[str]) -> int:
@@ -20,19 +23,28 @@ def main(argv: list[str]) -> int:
     parser = command_line.of_config("sweep")
     text = "runs of each arm, with seeds from that of the config on; default: 1"
     parser.add_argument("--seeds", type=command_line.number(1, 10_000), metavar="N", default=1, help=text)
+    text = "processes side by side on this machine, each with a GPU of its own where there are; default: 1"
+    parser.add_argument("--jobs", type=command_line.number(1, 1000), metavar="N", default=1, help=text)
+    parser.add_argument("--share", type=_share, help=argparse.SUPPRESS)  # of a process that --jobs starts
 
     def work(arguments, process):
         runs = sweeping.members(arguments.config, _arms_of(arguments.config_file), arguments.seeds, arguments.workdir)
-        return sweeping.run(runs, arguments.workdir, process, share())
+        if arguments.share:
+            process = Process(asked=jobs.asked_to_end(process.stop))
+            return sweeping.run(runs, arguments.workdir, process, arguments.share)
+        share = job_array.task() or (0, 1)
+        if arguments.jobs > 1:
+            line = [sys.executable, "-m", "tltrain.sweep", *argv[1:]]
+            return jobs.run(line, runs, arguments.workdir, process, share, arguments.jobs)
+        return sweeping.run(runs, arguments.workdir, process, share)
 
     return command.run(parser, argv, work)
 
 
-def share() -> tuple[int, int]:
-    """The number of this task in a Slurm job array, from 0, and how many tasks there are."""
-    task, first, count = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("ID", "MIN", "COUNT"))
-    step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", 1))
-    return ((task - first) // step, count) if count else (0, 1)
+def _share(text):
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text}, allowed: I/N")
+    return int(found[1]), int(found[2])
 
 
 def _arms_of(path: str) -> list[dict[str, Any]]:

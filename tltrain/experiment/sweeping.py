@@ -30,6 +30,9 @@ class Member(NamedTuple):
     path: Path
 
 
+Share = tuple[int, int]  # of several that divide the runs, the number of one, from 0, and how many there are
+
+
 def members(base: ConfigDict, arms: list[dict[str, Any]], num_seeds: int, workdir: Path) -> list[Member]:
     """The runs, arm by arm, each config checked.
 
@@ -85,24 +88,22 @@ def _changed(base, arm):
     return config
 
 
-def run(runs: list[Member], workdir: Path, process: Process, share: tuple[int, int] = (0, 1)) -> int:
-    """Trains what is not finished, goes on past what fails, writes and shows the table; returns the exit code.
+def run(runs: list[Member], workdir: Path, process: Process, share: Share = (0, 1)) -> int:
+    """Trains what is not finished of a share, goes on past what fails; returns the exit code.
 
-    Of several that divide the runs, `share` is the number of this one, from 0, and how many there are; whoever is last
-    shows the table. What is trained together is not divided.
+    Whoever is last writes and shows the table, see `end`.
     """
     num_failed = exit_code = 0
-    number, count = share
-    units = list(_units(runs).values())[number::count]
+    units = _units(runs, share)
     own = [member for unit in units for member in unit]
     failed = _train_together(units, process)
     for i, member in enumerate(own, 1):
-        title = f"[{i}/{len(own)}] {member.arm}, seed {member.config.seed}"
+        title = title_of(member, i, len(own))
         try:
             if member.path in failed:
                 raise failed[member.path]
             result = _result(member, title, process)
-            console.say(f"{title}: {_outcome(result)}")
+            tell(title, result)
         except TerminatedError:
             raise
         except Exception as error:  # whatever an arm does, the others go on
@@ -110,22 +111,33 @@ def run(runs: list[Member], workdir: Path, process: Process, share: tuple[int, i
             exit_code = exit_code or getattr(error, "exit_code", 1)
             kind = "" if isinstance(error, TltrainError) else f"{type(error).__name__}: "
             console.warn(f"{title} failed: {kind}{error}")
-    num_finished = len([member for member in runs if _finished(member)]) if count > 1 else len(runs)
-    if num_finished == len(runs):
-        show(runs, workdir)
-    else:
-        console.say(f"{num_finished} of {len(runs)} runs are finished, by all tasks of the array.")
-    if num_failed:
-        console.say(f"{num_failed} of {len(own)} runs failed; the same command tries them again.")
+    end(runs, workdir, own, num_failed)
     return exit_code
 
 
-def _units(runs) -> dict[Any, list[Member]]:
-    """What is trained together, or alone."""
+def end(runs: list[Member], workdir: Path, own: list[Member], num_failed: int) -> None:
+    """Shows the table once the `own` runs are done, where these are all or the others are finished too."""
+    num_finished = sum(finished(member) is not None for member in runs)
+    if len(own) == len(runs) or num_finished == len(runs):
+        show(runs, workdir)
+    else:
+        console.say(f"{num_finished} of {len(runs)} runs are finished, by all who share them.")
+    if num_failed:
+        console.say(f"{num_failed} of {len(own)} runs failed; the same command tries them again.")
+
+
+def members_of(runs: list[Member], share: Share) -> list[Member]:
+    """The runs of a share; what is trained together is not divided."""
+    return [member for unit in _units(runs, share) for member in unit]
+
+
+def _units(runs, share) -> list[list[Member]]:
+    """What of a share is trained together, or alone."""
     units: dict[Any, list[Member]] = {}
     for member in runs:
         units.setdefault(together.group_of(member.config) or member.path, []).append(member)
-    return units
+    number, count = share
+    return list(units.values())[number::count]
 
 
 def _train_together(units, process):
@@ -151,33 +163,39 @@ def _train_together(units, process):
 
 def _result(member, title, process):
     """The content of `report.json` of a finished run; runs it where there is none."""
-    if (finished := _finished(member)) is not None:
-        return finished
+    if (done := finished(member)) is not None:
+        return done
     console.say(f"{title} ...")
     with console.into(member.path / "output.txt"):
         return train.run(member.config, member.path, Process(asked=process.stop))
 
 
-def _finished(member):
+def finished(member: Member) -> dict[str, Any] | None:
     """The content of `report.json`, None where there is none that is sound."""
     with contextlib.suppress(WorkdirError):
         return read_report(member.path)
     return None
 
 
-def _outcome(result):
+def title_of(member: Member, number: int, count: int) -> str:
+    """What a run is called, the `number`-th of `count`."""
+    return f"[{number}/{count}] {member.arm}, seed {member.config.seed}"
+
+
+def tell(title: str, result: dict[str, Any]) -> None:
+    """Says in a line what a finished run, called `title`, has reached."""
     chosen = result["chosen"]
     seconds = report.duration(sum(result["seconds"].values()))
     metric = result["task"]["metric"]
-    return f"val {report.figures({metric: chosen['val'][metric]})} ({chosen['phase']}), {seconds} s"
+    console.say(f"{title}: val {report.figures({metric: chosen['val'][metric]})} ({chosen['phase']}), {seconds} s")
 
 
 def show(runs: list[Member], workdir: Path) -> None:
     """Prints the table of the finished runs and writes it to the workdir as CSV, Markdown and LaTeX."""
     reports: dict[str, dict[int, dict[str, Any]]] = {}
     for member in runs:
-        finished = _finished(member)
-        reports.setdefault(member.arm, {}).update({} if finished is None else {member.config.seed: finished})
+        result = finished(member)
+        reports.setdefault(member.arm, {}).update({} if result is None else {member.config.seed: result})
     made = table.rows(reports)
     lost = [arm for arm, of_seeds in reports.items() if not of_seeds]
     metric = made[0].metric if made else "accuracy"
