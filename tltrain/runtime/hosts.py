@@ -42,28 +42,33 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
         process_id: of this one, from 0, None where the environment knows.
 
     Raises:
-        ConfigError: the arguments do not fit each other, or Slurm gave several tasks and nothing started them.
+        ConfigError: arguments and environment name no job, or Slurm gave several tasks and nothing started them.
         HostError: the processes did not find each other.
     """
     global _watch
     if not coordinator and num_processes is None and process_id is None and not _is_launched():
         return
-    given = (":" in coordinator, num_processes is not None, process_id is not None)
-    if any(given) and not all(given):
+    given = (coordinator not in ("", "auto"), num_processes is not None, process_id is not None)
+    if any(given) and not (all(given) and ":" in coordinator):
         raise ConfigError("--coordinator=HOST:PORT, --num_processes and --process_id belong together; give all three")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `signals`
     try:
         jax.distributed.initialize(
-            coordinator if ":" in coordinator else None,
+            coordinator if all(given) else None,
             num_processes,
             process_id,
             _local_devices(),
+            "deactivate" if all(given) else None,  # nor is the environment asked what is known
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=10 * SILENT_SECONDS,  # `Watch` ends a job earlier, and says why
         )
+    except ValueError as error:
+        raise ConfigError(
+            f"no job that jax knows; {reason_of(error)}; give --coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from error
     except Exception as error:  # whatever jax makes of an environment, and of an address
-        where = f"at {coordinator}" if ":" in coordinator else "where the environment says"
+        where = f"at {coordinator}" if all(given) else "where the environment says"
         raise HostError(f"the processes did not find each other; {where}; {reason_of(error)}") from error
     if count() > 1:
         _watch = Watch(distributed.global_state.client, index(), count())
