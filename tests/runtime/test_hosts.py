@@ -219,6 +219,7 @@ def test_processes_that_differ_are_told_before_anything_is_computed(job, tiny, t
     [
         (["--coordinator=localhost:1"], {}, "give all three"),
         (["--process_id=0", "--num_processes=2"], {}, "give all three"),
+        (["--coordinator=localhost", "--process_id=0", "--num_processes=2"], {}, "HOST:PORT"),
         ([], {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, "start it by srun"),
     ],
 )

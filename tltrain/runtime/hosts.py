@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,12 +20,11 @@ from jax._src import distributed
 
 import tltrain
 from tltrain.errors import ConfigError, HostError, TltrainError, reason_of
-from tltrain.runtime import exchange, pace
-from tltrain.runtime.watch import SILENT_SECONDS, Watch, end_on_abort
+from tltrain.runtime import exchange, launchers, pace
+from tltrain.runtime.watch import SILENT_SECONDS, Watch
 
 Value = TypeVar("Value")
 
-_START_SECONDS = 60  # in which all processes have to come
 _calls = itertools.count()
 _told: list[str] = []  # keys of values of the writer that others may still read
 _is_asked = False  # whether the writer is at something that others wait for
@@ -34,59 +32,16 @@ _watch: Watch | None = None
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process one of several, where `srun` or `mpirun` started several or the arguments say so.
-
-    Args:
-        coordinator: `HOST:PORT` at which process 0 listens; "auto": jax asks the environment whatever it is, as on a
-            TPU pod or in Kubernetes; "": it does where one of the two launchers is seen.
-        num_processes: of the job, None where the environment knows.
-        process_id: of this one, from 0, None where the environment knows.
+    """Makes this process one of several, where there are; arguments and errors are those of `launchers.connect`.
 
     Raises:
-        ConfigError: the arguments do not fit each other, or Slurm gave several tasks and nothing started them.
-        HostError: the processes did not find each other.
+        ConfigError: they differ in code or devices.
     """
     global _watch
-    if not coordinator and num_processes is None and process_id is None and not _is_launched():
-        return
-    given = (":" in coordinator, num_processes is not None, process_id is not None)
-    if any(given) and not all(given):
-        raise ConfigError("--coordinator=HOST:PORT, --num_processes and --process_id belong together; give all three")
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `signals`
-    where = f"at {coordinator}" if ":" in coordinator else "where the environment says"
-    end_on_abort(f"the processes did not find each other; {where}; not all came within {_START_SECONDS} s")
-    try:
-        jax.distributed.initialize(
-            coordinator if ":" in coordinator else None,
-            num_processes,
-            process_id,
-            _local_devices(),
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=10 * SILENT_SECONDS,  # `Watch` ends a job earlier, and says why
-        )
-    except Exception as error:  # whatever jax makes of an environment, and of an address
-        raise HostError(f"the processes did not find each other; {where}; {reason_of(error)}") from error
-    finally:
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)
-    if count() > 1:
+    if launchers.connect(coordinator, num_processes, process_id) and count() > 1:
         _watch = Watch(distributed.global_state.client, index(), count())
         own = {"jax": jax.__version__, "code of tltrain": _code(), "devices of a process": jax.local_device_count()}
         agree(own, lambda first: [f"{key}: {first[key]} -> {own[key]}" for key in own if first[key] != own[key]])
-
-
-def _is_launched():
-    step, tasks = os.environ.get("SLURM_STEP_NUM_TASKS"), os.environ.get("SLURM_NTASKS", "1")
-    if step is None and "SLURM_JOB_ID" in os.environ and int(tasks) > 1:
-        raise ConfigError(f"Slurm gave {tasks} tasks, and this is none of them; start it by srun, or ask for one task")
-    return int(step or 1) > 1 or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-
-
-def _local_devices():
-    """All GPUs of the node, where Slurm runs one task on it: jax would take the first alone (jax issue 16788)."""
-    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
-    return list(range(len(gpus))) if gpus and per_node == "1" else None
 
 
 def leave(code: int) -> None:
