@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import graded
 
-from tltrain.runtime import command
+from tltrain.runtime import command_line
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -77,7 +77,7 @@ def test_pods_of_the_jobset_are_told_who_they_are(jobset):
     [container] = job["template"]["spec"]["containers"]
     given = {"JOBSET_NAME": jobset["metadata"]["name"], "JOB_COMPLETION_INDEX": "1"}  # as the controllers set them
     verb, *arguments = [re.sub(r"\$\((\w+)\)", lambda name: given[name[1]], one) for one in container["args"]]
-    read, others = command.of_job(verb).parse_known_args(arguments)
+    read, others = command_line.of_job(verb).parse_known_args(arguments)
     assert not others and Path(read.config_file).is_file()
     name = f"{jobset['metadata']['name']}-{workers['name']}-0"  # of the job; its pods are in a network of its name
     assert read.coordinator == f"{name}-0.{jobset['metadata']['name']}:5527"
