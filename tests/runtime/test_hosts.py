@@ -1,7 +1,6 @@
 """Real processes that train one model: the numbers of one process, and an end whatever becomes of one of them."""
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -228,14 +227,20 @@ def test_flags_that_make_no_job_are_refused_in_a_line(tiny, tmp_path, job, flags
     assert wrong.end(60) == [2] and message in wrong.told()[0]
 
 
+SOON = """
+from tltrain.runtime import launchers
+launchers._START_SECONDS = 8
+"""
+
+
 @pytest.mark.full
 def test_a_process_to_which_no_other_comes_ends_in_a_line(job):
     waiting = []
     for which in range(2):
         flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={which}"]
-        waiting.append(job(f"waiting {which}", 1, changes=[flags]))
+        waiting.append(job(f"waiting {which}", 1, changes=[flags], code=SOON))
     for one in waiting:
-        assert one.end(100) == [7], one.told()
+        assert one.end(60) == [7], one.told()
         assert "the processes did not find each other; at localhost:" in one.told()[0].splitlines()[-1]
 
 
@@ -280,8 +285,7 @@ def test_what_cannot_be_read_is_named_once_and_counted_once(tiny, tmp_path, job,
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("count", [1, 6])
-@pytest.mark.parametrize("stored", ["auto", "off"])
+@pytest.mark.parametrize(("stored", "count"), [("auto", 1), ("off", 6)])
 def test_too_much_that_cannot_be_read_ends_all_alike(tiny, tmp_path, job, stored, count):
     tiny.features.enabled, tiny.data.max_corrupt = stored, 0.0 if count == 1 else 0.1
     break_images(tiny, tmp_path, count)  # a single one is met by one process
@@ -294,8 +298,7 @@ DEATHS = {"killed": signal.SIGKILL, "stopped dead": signal.SIGSTOP}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize(("death", "which"), [("killed", 0), ("stopped dead", 1)])
 def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tiny, tmp_path, job, whole, death, which):
     tiny.checkpoint.every_steps = 2
     tiny.finetune.epochs = 6
@@ -311,28 +314,30 @@ def test_a_process_that_is_gone_ends_the_others_and_the_same_command_goes_on(tin
     assert result(tmp_path / "broken") == whole(tiny, count=2)
 
 
-def halt_main_thread(process):
-    """As a debugger does it: its other threads run on."""
-    seize, interrupt, any_thread = 0x4206, 0x4207, 0x40000000
-    trace = ctypes.CDLL(None, use_errno=True).ptrace
-    for request in (seize, interrupt):
-        assert trace(request, process.pid, None, None) == 0, os.strerror(ctypes.get_errno())
-    os.waitpid(process.pid, any_thread)
+# a read that does not come back, as of a dead server: within the ninth pass over examples, of training
+HANGS = """
+import itertools, threading
+from tltrain.data import pipeline
+from tltrain.runtime import hosts
+from_examples, passes = pipeline.from_examples, itertools.count(1)
+
+def hanging(*given):
+    number = next(passes)
+    for i, batch in enumerate(from_examples(*given)):
+        if (number, i, hosts.index()) == (9, 1, {which}):
+            threading.Event().wait()
+        yield batch
+
+pipeline.from_examples = hanging
+"""
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_process_that_is_there_but_hangs_ends_all(tiny, job, which):
-    tiny.features.enabled, tiny.data.image_size = "off", (96, 96)  # so that it is in a step most of the time
-    tiny.probe.epochs, tiny.finetune.epochs, tiny.log.every_steps = 0, 1000, 2
-    hung = job("hung", 2, tiny)
-    hung.reach("metrics.jsonl")
-    until = time.monotonic() + 90
-    while '"step": 12' not in (hung.workdir / "metrics.jsonl").read_text():
-        assert time.monotonic() < until, hung.told()
-        time.sleep(0.01)
-    halt_main_thread(hung.processes[which])
-    assert hung.end(45) == [7, 7], hung.told()
+    tiny.features.enabled, tiny.probe.epochs, tiny.finetune.epochs = "off", 0, 8
+    hung = job("hung", 2, tiny, code=HANGS.format(which=which))
+    assert hung.end(90) == [7, 7], hung.told()
     assert all(f"process {which} of 2 is behind" in said for said in hung.told()), hung.told()
 
 
@@ -351,7 +356,7 @@ def test_a_lost_network_ends_all_and_the_same_command_goes_on(tiny, tmp_path, jo
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("count", "devices"), [(2, 2), (3, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (3, 1), (4, 2)])
 def test_every_example_counts_once_for_any_number_of_processes(tiny, tmp_path, job, whole, count, devices):
     tiny.batch_size = 24
     tiny.finetune.update(optimizer="sgd", learning_rate=1e-2)

@@ -140,16 +140,21 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
     batches = parallel.prefetch(train.batches(epoch, first), run.setup.mesh, config.parallel)
     title = f"{phase.name} {epoch + 1}/{phase.config.epochs}"
     started, shown, waited = time.perf_counter(), time.perf_counter(), clock.seconds["input"]
-    is_idle = True  # whether the devices have nothing else to do than the step that comes
     with console.progress(title, phase.steps_per_epoch, first) as update:
         for i in range(first, phase.steps_per_epoch):
             with clock("input"):
                 batch = next(batches)
             with clock("train"):
-                step_of = _timed(phase, train_step, config.batch_size) if is_idle else train_step
-                (state, step_metrics), is_idle = step_of(state, batch), False
-            pending.append(step_metrics)
+                if not pending:
+                    jax.block_until_ready((state, batch))
+                begun_at = time.perf_counter()
+                state, step_metrics = train_step(state, batch)
             step, stop = epoch * phase.steps_per_epoch + i + 1, run.process.stop_at_step()
+            if not pending:  # then the devices did nothing else
+                with clock("train"):
+                    jax.block_until_ready(step_metrics)
+                _note_rate(phase, config.batch_size / (time.perf_counter() - begun_at))
+            pending.append(step_metrics)
             last = i + 1 == phase.steps_per_epoch
             every = config.checkpoint.every_steps
             save = every and step % every == 0 and not last
@@ -159,7 +164,6 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
                     pace.get_on()
                     record_steps(run, phase, finished, total, step)
                     pending.clear()
-                is_idle = True
                 phase.record["seconds"] += time.perf_counter() - shown
                 phase.record["seconds_waiting"] += clock.seconds["input"] - waited
                 shown, waited = time.perf_counter(), clock.seconds["input"]
@@ -172,18 +176,9 @@ def _train_epoch(run: Run, phase: Phase, train_step, train: SplitInputs, state, 
     return state, total
 
 
-def _timed(phase: Phase, train_step, batch_size: int):
-    """`train_step`, waited for: where devices are idle before, that is how fast a step can be; the fastest is kept."""
-
-    def step(state, batch):
-        jax.block_until_ready((state, batch))
-        begun = time.perf_counter()
-        made = jax.block_until_ready(train_step(state, batch))
-        rate = batch_size / (time.perf_counter() - begun)
-        phase.record["step_examples_per_second"] = max(rate, phase.record["step_examples_per_second"] or 0.0)
-        return made
-
-    return step
+def _note_rate(phase, rate):
+    """Keeps the `rate` of a step that nothing was done beside, in examples a second; the highest is what it can be."""
+    phase.record["step_examples_per_second"] = max(rate, phase.record["step_examples_per_second"] or 0.0)
 
 
 def _save_within_epoch(run, phase, state, total):
