@@ -42,7 +42,8 @@ class Slurm:
 
     def submit(self, script, folder, *options):
         """The number of a job that does `script` over the config in `folder`."""
-        given = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}"]
+        given = [f"--config={folder / 'config.py'}"]
+        given += [] if "features" in script else [f"--workdir={folder / 'run'}"]
         output = f"--output={folder}/said_%j_%a"
         return self("sbatch", "--parsable", output, *options, script, *given).strip()
 
@@ -114,3 +115,14 @@ def test_a_sweep_as_a_job_array_of_which_a_task_is_killed_gives_the_table_of_one
     given = [f"--config={tmp_path}/alone/config.py", f"--workdir={tmp_path}/alone/run"]
     slurm(sys.executable, "-m", "tltrain.sweep", *given)
     assert rows(tmp_path / "array") == rows(tmp_path / "alone")
+
+
+def test_features_as_a_job_array_are_those_that_a_run_needs(tiny, tmp_path, slurm):
+    write(tiny, tmp_path / "array", "\nfrom tltrain.cache import shards\n\nshards._FEWEST = 8\n")
+    array = slurm.submit("launch/features.sbatch", tmp_path / "array", "--array=0-1")
+    last = slurm.submit("launch/features.sbatch", tmp_path / "array", f"--dependency=afterany:{array}")
+    told = slurm.end(last, tmp_path / "array")
+    assert told.count("The same command without a job array does what is missing") == 2, told
+    assert "All features are stored" in told and not list((tmp_path / "array" / "features").glob("*.part")), told
+    found = Job(tiny, tmp_path / "array", 1)
+    assert found.end(300) == [0] and "Computing" not in found.told()[0], found.told()
