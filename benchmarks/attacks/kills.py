@@ -156,7 +156,8 @@ def ending(root):
     return {
         "report": small.without_times(json.loads((run / "report.json").read_text())),
         **{name: small.without_times([json.loads(line) for line in of]) for name, of in lines.items()},
-        "files": {name_of(path, root): "" for path in root.rglob("*") if path.is_file()},
+        # .name is written where several processes first meet a folder of features
+        "files": {name_of(path, root): "" for path in root.rglob("*") if path.is_file() and path.name != ".name"},
     }
 
 
