@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -28,6 +29,8 @@ def run(parser: command_line.Parser, argv: list[str], work: Callable[[argparse.N
     `process.stop()` is true once SIGTERM or SIGINT came, see `signals`. `--debug` in `argv` shows the traceback of an
     error.
     """
+    if not gc.get_freeze_count():
+        gc.freeze()  # the modules stay to the end: looking for garbage among them is a tenth of a short run
     try:
         code = _run(parser, argv, work)
     except BaseException as error:
