@@ -46,6 +46,6 @@ def run(config: ConfigDict, process: Process, task: tuple[int, int] | None = Non
                 console.say(f"{name}: the part of this task of {split} is stored")
     folder = features.directory(config)
     if task is None:
-        console.say(f"All features are stored, in {folder}")
+        console.say(f"All that can be stored ahead of the run is in {folder}")
     else:
         console.say(f"The same command without a job array does what is missing, in {folder}")
