@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "tltrain"
 # a room imports only itself and rooms below it; files beside the rooms are verbs, but for the ground
 ROOMS = "verbs checks exports experiment pages cache training weights models data runtime ground".split()
-GROUND = ("config", "conflicts", "rules", "places", "hub", "formats", "errors", "__init__")
+GROUND = ("config", "conflicts", "rules", "places", "hub", "hub_download", "formats", "errors", "__init__")
 BESIDE = {
     "verbs": "Flags, one call, and what is printed.",
     "ground": "Keys, what they may be, paths, errors.",

@@ -61,7 +61,7 @@ def default() -> ConfigDict:
     )
     model.sha256 = ""  # of the weight file, 64 hex digits: another file is refused; "": any file
     model.head = "auto"  # "sigmoid": one unit, two classes | "softmax" | "auto": sigmoid where there are two
-    model.pool = "auto"  # of texts, "cls": the first token, by the pooler where there is one | "mean" | as was trained
+    model.pool = "auto"  # of tokens, "cls": the first, by a pooler where there is one | "mean" | "map" | as was trained
     model.dropout = 0.0  # share of pooled features zeroed in training
     model.batch_norm_momentum = config_dict.placeholder(float)  # share of the old statistics; None: the backbone's own
     model.dtype = "float32"  # "float32" | "bfloat16": of activations; parameters are float32

@@ -116,7 +116,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.weights": _WEIGHTS,
     "model.sha256": _SHA256,
     "model.head": _one_of("auto", "sigmoid", "softmax"),
-    "model.pool": _one_of("auto", "cls", "pooler", "mean"),
+    "model.pool": _one_of("auto", "cls", "pooler", "mean", "map"),
     "model.dropout": _number(0, 0.99),
     "model.batch_norm_momentum": (lambda v: v is None or _number(0, 1)[0](v), "None or a number from 0 to 1"),
     "model.dtype": _one_of("float32", "bfloat16"),

@@ -4,11 +4,14 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from tltrain.models.backbone import HUGGING_FACE
+
 WORDS, POSITIONS, TYPES, HIDDEN, INNER, LAYERS = 50, 16, 2, 8, 12, 2
 
 
 class Bert:
     hub_prefixes = ("bert.",)
+    hub_layouts = (HUGGING_FACE,)
     hub_unused = (r"embeddings\.position_ids", r"pooler\..*", r"cls\..*")
     weight_file = None
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from small_bert import BERT, shapes
 
 from tltrain import config as config_lib
-from tltrain import hub, places
+from tltrain import hub, hub_download, places
 from tltrain.errors import ConfigError, WeightsError
 from tltrain.rules import holds
 from tltrain.weights import reader
@@ -105,7 +105,7 @@ def test_files_are_fetched_once_and_are_there_without_a_network(served, monkeypa
     assert found == small._replace(weights=found.weights) and hub.is_here(f"hf:{REPO}")
     loaded = reader.load(found.weights, BERT, shapes())
     assert small_bert.same(loaded.variables, small_bert.variables())
-    assert hub.published_sha256(found.weights) == loaded.sha256
+    assert hub_download.published_sha256(found.weights) == loaded.sha256
     assert reader.verified_by(f"hf:{REPO}", BERT, found.weights, "") == "sha256"
     fetched = [path.rpartition("/")[2] for command, path in served["asked"] if command == "GET" and REPO in path]
     assert sorted(fetched) == [
@@ -236,11 +236,11 @@ def test_a_folder_and_its_weight_file_name_the_same_files(case, by_file, tmp_pat
     weights, config, tokenizer, *rest = FOLDERS[case]
     folder_of(tmp_path, *(name for name in FOLDERS[case] if name))
     pooling = "1_Pooling/config.json" if "1_Pooling/config.json" in rest else None
-    expected = hub.Pretrained(*(name and tmp_path / name for name in (weights, config, tokenizer, pooling)))
+    expected = hub.Pretrained(*(name and tmp_path / name for name in (weights, config, tokenizer, pooling, None)))
     place = str(tmp_path / weights if by_file else tmp_path)
     assert hub.files(place) == expected
     assert hub.files(place, weights=False) == expected._replace(weights=None)
-    assert hub.is_here(place) and hub.published_sha256(expected.weights) is None
+    assert hub.is_here(place) and hub_download.published_sha256(expected.weights) is None
 
 
 def test_a_path_with_nothing_to_read_is_one_line(tmp_path):

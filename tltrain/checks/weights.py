@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tltrain import hub
+from tltrain import hub, hub_download
 from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, advice, fine
 from tltrain.weights import download
@@ -25,7 +25,7 @@ def check_weights(case: Case) -> Iterator[Finding]:
         yield fine(f"its {published.checksum[0]} is that of the published ImageNet file")
     elif case.config.model.sha256:
         yield fine("its sha256 is that of model.sha256")
-    elif hub.published_sha256(case.weight_path):
+    elif hub_download.published_sha256(case.weight_path):
         yield fine("its sha256 is that of the file on the Hub")
     else:
         yield fine(f"not verified: sha256 {loaded.sha256} is of no published file; model.sha256 would pin it")

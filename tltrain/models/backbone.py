@@ -13,6 +13,11 @@ from ml_collections import ConfigDict
 from tltrain.data.kinds.kind import Kind
 from tltrain.runtime.parallel import AXIS
 
+# how a library calls arrays: substitutions (pattern, replacement), one after the other, on the names of the Hub's own;
+# "[1]" in a replacement is the second third of an array along its first axis: query, key and value are often one
+Layout = tuple[tuple[str, str], ...]
+HUGGING_FACE: Layout = ()
+
 KERAS_FILES = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 
@@ -61,6 +66,7 @@ class Backbone(nn.Module):
 
     kind: ClassVar[type[Kind]]
     hub_prefixes: ClassVar[tuple[str, ...]] = ()  # that may stand before all names of a file of the Hub: "bert."
+    hub_layouts: ClassVar[tuple[Layout, ...]] = (HUGGING_FACE,)  # of files with its weights
     hub_unused: ClassVar[tuple[str, ...]] = ()  # patterns of what files of the Hub may hold and no stage uses
 
     def resolve(self, config: ConfigDict) -> None:
@@ -108,7 +114,8 @@ class Backbone(nn.Module):
     def hub_name(self, stage: str, layer: str) -> str | None:
         """What files of the Hugging Face Hub call `layer` of `stage`; None where its weights are Keras'.
 
-        Its arrays are called `weight` and `bias` there, and kernels are transposed.
+        Its arrays are called `weight` and `bias` there, and kernels are transposed; an array that is learned as it is
+        has no name of its own.
         """
         return None
 

@@ -18,13 +18,32 @@ from tltrain.errors import ConfigError, WeightsError
 from tltrain.models import hub_config
 from tltrain.models.attention import attention, rows_of
 from tltrain.models.hub_backbone import HubBackbone
+from tltrain.models.transformer import ACTIVATIONS
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_new": nn.gelu,
-    "relu": nn.relu,
-}
 _HEADS = (r"cls\..*", r"vocab_.*", r"classifier\..*", r"pre_classifier\..*")
+# what a field of `Bert` is called in the config.json of each family
+_FIELDS = {
+    "bert": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "intermediate_size": "intermediate_size",
+        "max_position_embeddings": "num_positions",
+        "type_vocab_size": "num_types",
+        "layer_norm_eps": "epsilon",
+        "hidden_act": "activation",
+    },
+    "distilbert": {
+        "vocab_size": "vocab_size",
+        "dim": "hidden_size",
+        "n_layers": "num_layers",
+        "n_heads": "num_heads",
+        "hidden_dim": "intermediate_size",
+        "max_position_embeddings": "num_positions",
+        "activation": "activation",
+    },
+}
 # what a layer is called in files of BERT, and in those of DistilBERT
 NAMES = {
     "query": ("attention.self.query", "attention.q_lin"),
@@ -118,7 +137,7 @@ class Bert(HubBackbone):
     pooling: str = "cls"  # "cls": the first token | "pooler": the same through a dense layer | "mean": of all tokens
 
     kind = Text
-    activations = ACTIVATIONS
+    families = tuple(_FIELDS)
     hub_prefixes = ("bert.", "distilbert.")
     hub_unused = (r"embeddings\.position_ids", r"pooler\..*", *_HEADS)
 
@@ -141,6 +160,16 @@ class Bert(HubBackbone):
             model.pool = self.pooling if self.variant else hub_config.pooling_of(model.weights)
         if model.pool == "cls" and not given.distilled and hub_config.has_pooler(model.weights):
             model.pool = "pooler"
+
+    def fields(self, said: dict[str, Any]) -> dict[str, Any]:
+        """Those that a `config.json` says."""
+        if said.get("position_embedding_type", "absolute") != "absolute":
+            raise WeightsError(
+                "config.json says positions of another kind than learned ones; of model.weights; take others"
+            )
+        family = said["model_type"]
+        found = hub_config.renamed(said, _FIELDS[family])
+        return found | ({"distilled": True, "num_types": 0} if family == "distilbert" else {})
 
     def configured(self, config: ConfigDict) -> "Bert":
         """Also with its pooling."""

@@ -37,6 +37,11 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu" and not _portable.get()
 
 
+def on_gpu() -> bool:
+    """Whether what is traced now is for GPUs alone."""
+    return jax.default_backend() == "gpu" and not _portable.get()
+
+
 def same_padding(size: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Padding:
     """Padding with which TensorFlow's `"same"` and Keras' `correct_pad` agree, for each spatial axis.
 

@@ -1,13 +1,14 @@
 """Backbones whose weights, with the small files beside them, come from the Hugging Face Hub."""
 
 from collections.abc import Collection
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ml_collections import ConfigDict
 
 from tltrain.errors import ConfigError
 from tltrain.models import hub_config
 from tltrain.models.backbone import Backbone
+from tltrain.models.transformer import ACTIVATIONS
 
 
 class HubBackbone(Backbone):
@@ -16,7 +17,8 @@ class HubBackbone(Backbone):
     variant: str = ""  # the repository that has its weights, as "OWNER/NAME@REVISION"; "": any, by its sizes
     sha256: str | None = None  # of the weight file of `variant`
 
-    activations: ClassVar[Collection[str]] = ()  # that it knows, by their names in a config.json
+    needs_files: ClassVar[bool] = True  # whether rows are made by files beside the weights, as by a tokenizer
+    families: ClassVar[Collection[str]] = ()  # the values of `model_type` in a config.json that it can be
 
     def resolve(self, config: ConfigDict) -> None:
         """The weights of the variant where a config names none."""
@@ -26,15 +28,25 @@ class HubBackbone(Backbone):
         if not self.variant:
             raise ConfigError(
                 f"model.weights = {model.weights!r}, allowed with {model.backbone}: a path, 'hf:OWNER/NAME', or "
-                "'random:' and one of these, since sizes and tokenizer are read there"
+                "'random:' and one of these, since sizes and all else are read there"
             )
-        if model.weights == "pretrained" and self.sha256 and not model.sha256:
+        if model.weights == "random":
+            model.weights = f"random:hf:{self.variant}" if self.needs_files else "random"
+            return
+        if self.sha256 and not model.sha256:
             model.sha256 = self.sha256
-        model.weights = ("random:" if model.weights == "random" else "") + f"hf:{self.variant}"
+        model.weights = f"hf:{self.variant}"
 
     def sized(self, config: ConfigDict) -> Self:
         """The same with the sizes in the `config.json` of the weights, where it is of no variant."""
-        return self if self.variant else self.clone(**hub_config.sizes_of(config.model.weights, self.activations))
+        return self if self.variant else self.clone(**self._read(config.model.weights))
+
+    def fields(self, said: dict[str, Any]) -> dict[str, Any]:
+        """Those of this class that a `config.json` says; may raise anything where it is none."""
+        raise NotImplementedError
+
+    def _read(self, weights):
+        return hub_config.read(weights, self.families, ACTIVATIONS, self.fields)
 
     def configured(self, config: ConfigDict) -> Self:
         """Also with its sizes."""

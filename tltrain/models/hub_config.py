@@ -1,60 +1,85 @@
-"""What the small files beside weights from the Hub say of them: sizes, pooling, which arrays there are."""
+"""What the small files beside weights from the Hub say of them: sizes, pooling, pixels, which arrays there are."""
 
 import json
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tltrain import hub
 from tltrain.errors import WeightsError, foreign_errors
 
-# what a field of `bert.Bert` is called in the config.json of each family
-_FIELDS = {
-    "bert": {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "num_positions",
-        "type_vocab_size": "num_types",
-        "layer_norm_eps": "epsilon",
-        "hidden_act": "activation",
-    },
-    "distilbert": {
-        "vocab_size": "vocab_size",
-        "dim": "hidden_size",
-        "n_layers": "num_layers",
-        "n_heads": "num_heads",
-        "hidden_dim": "intermediate_size",
-        "max_position_embeddings": "num_positions",
-        "activation": "activation",
-    },
-}
+
+class Pixels(NamedTuple):
+    """How images were made ready for a network: `mean` and `std` of red, green and blue in 0..1, `size` in pixels.
+
+    `size` is (height, width), None where it is not said.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int] | None
 
 
-def sizes_of(weights: str, activations: Collection[str]) -> dict[str, Any]:
-    """The fields of a `bert.Bert` by the `config.json` that belongs to `model.weights`.
+def read(
+    weights: str,
+    families: Collection[str],
+    activations: Collection[str],
+    fields: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """What `fields` makes of the `config.json` that belongs to `model.weights`, of a `model_type` of `families`.
 
     Raises:
-        WeightsError: there is none, or it is of a network of another family, or with none of the `activations`.
+        WeightsError: there is no such file, or it is of another family, or with none of the `activations`.
     """
     path = _config_of(weights)
     with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
         said = json.loads(path.read_text())
-        family = said["model_type"]
-        if family not in _FIELDS:
+        if (family := said.get("model_type")) not in families:
             raise WeightsError(
-                f"{path} is of a {family!r}; allowed with model.backbone = 'bert': {', '.join(_FIELDS)}; take another"
+                f"{path} is of a {family!r}; allowed with this model.backbone: {', '.join(families)}; take another"
             )
-        found = {field: said[name] for name, field in _FIELDS[family].items() if name in said}
-        if said.get("position_embedding_type", "absolute") != "absolute":
-            raise WeightsError(f"{path} has positions of another kind than learned ones; take other weights")
+        found = fields(said)
         if (name := found.get("activation", "gelu")) not in activations:
             raise WeightsError(f"{path} has activation {name!r}; allowed: {', '.join(activations)}; take other weights")
-        features, heads = found["hidden_size"], found["num_heads"]
+        features, heads = found.get("hidden_size", 0), found.get("num_heads", 1)
         if features % heads:
             raise WeightsError(f"{path} divides {features} features among {heads} heads; fetch it again")
-        return found | ({"distilled": True, "num_types": 0} if family == "distilbert" else {})
+        return found
+
+
+def renamed(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The values of `said` that have one of `names`, under what that maps to."""
+    return {field: said[name] for name, field in names.items() if name in said}
+
+
+def pixels_of(weights: str) -> tuple[Path, Pixels] | None:
+    """What files beside `model.weights` say of pixels, and which one: `preprocessor_config.json`, or that of timm.
+
+    None: there is no such file. Raises WeightsError where it cannot be read.
+    """
+    files = _files(weights, False)
+    for path, read in ((files.preprocessor, _of_transformers), (files.config, _of_timm)):
+        if path is not None:
+            with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):
+                if found := read(json.loads(path.read_text())):
+                    return path, found
+    return None
+
+
+def _of_transformers(said):
+    size = said.get("crop_size") if said.get("do_center_crop", "crop_size" in said) else said.get("size")
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else None  # the shortest edge alone is no size
+    elif size is not None:
+        size = (size, size)
+    return Pixels(tuple(map(float, said["image_mean"])), tuple(map(float, said["image_std"])), size)
+
+
+def _of_timm(said):
+    made = said.get("pretrained_cfg", {})
+    if "mean" not in made:
+        return None
+    return Pixels(tuple(map(float, made["mean"])), tuple(map(float, made["std"])), tuple(made["input_size"][1:]))
 
 
 def text_of(weights: str) -> str:

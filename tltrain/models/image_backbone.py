@@ -15,7 +15,15 @@ from tltrain.models.backbone import Backbone
 from tltrain.models.layers import BatchNorm
 
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # blue, green, red
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, in 0..1
+# red, green, blue, in 0..1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# scalings by a mean and a deviation
+NORMALIZED = {
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "torch": (IMAGENET_MEAN, IMAGENET_STD),
+    "clip": (CLIP_MEAN, CLIP_STD),
+}
 
 
 def scale_pixels(x: jax.Array, pixels: str, dtype: jnp.dtype) -> jax.Array:
@@ -27,15 +35,16 @@ def scaled(x: Any, pixels: str) -> Any:
     """Float `x` `[B, H, W, 3]`, RGB in 0..255, scaled; of any library, since it is made of operators alone.
 
     `"tf"` is `x / 127.5 - 1`, `"caffe"` is BGR minus the ImageNet mean, `"torch"` is `x / 255` minus the mean, divided
-    by the deviation, `"raw"` is `x`, `"unit"` is `x / 255` (the scaling of many tutorials, wrong for every backbone
-    here). Source: `keras/src/applications/imagenet_utils.py`.
+    by the deviation, `"clip"` the same with those of CLIP, `"raw"` is `x`, `"unit"` is `x / 255` (the scaling of many
+    tutorials, wrong for every backbone here). Source: `keras/src/applications/imagenet_utils.py`.
     """
     if pixels == "tf":
         return x / 127.5 - 1.0
     if pixels == "caffe":
         return x[..., ::-1] - np.asarray(CAFFE_MEAN, np.float32)
-    if pixels == "torch":
-        return (x / 255.0 - np.asarray(IMAGENET_MEAN, np.float32)) / np.asarray(IMAGENET_STD, np.float32)
+    if pixels in ("torch", "clip"):
+        mean, std = (np.asarray(numbers, np.float32) for numbers in NORMALIZED[pixels])
+        return (x / 255.0 - mean) / std
     if pixels == "unit":
         return x / 255.0
     if pixels == "raw":
@@ -55,11 +64,17 @@ class ImageBackbone(Backbone):
 
     kind = Images
     min_size: ClassVar[int] = 32
+    poolings: ClassVar[tuple[str, ...]] = ("auto",)  # values that `model.pool` may have
 
     def resolve(self, config: ConfigDict) -> None:
         """A `data.image_size` of None becomes that of the backbone, and published weights are those of ImageNet."""
         if config.model.weights == "pretrained":
             config.model.weights = "imagenet"
+        if config.model.pool not in self.poolings:
+            raise ConfigError(
+                f"model.pool = {config.model.pool!r}, allowed with {config.model.backbone}: "
+                f"{' or '.join(map(repr, self.poolings))}"
+            )
         if config.data.image_size is None:
             config.data.image_size = self.input_size
         if min(config.data.image_size) < self.min_size:

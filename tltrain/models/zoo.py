@@ -15,7 +15,9 @@ from tltrain.data.kinds.kind import Kind
 from tltrain.errors import ConfigError
 from tltrain.models import (
     bert_variants,
+    clip,
     densenet,
+    dinov2,
     efficientnet,
     freeze,
     inception_v3,
@@ -23,7 +25,9 @@ from tltrain.models import (
     mobilenet_v2,
     resnet,
     resnet_v2,
+    siglip,
     vgg,
+    vit,
     xception,
 )
 from tltrain.models.backbone import Backbone
@@ -39,6 +43,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **mobilenet_v2.VARIANTS,
     **densenet.VARIANTS,
     **efficientnet.VARIANTS,
+    **vit.VARIANTS,
+    **dinov2.VARIANTS,
+    **clip.VARIANTS,
+    **siglip.VARIANTS,
     **bert_variants.VARIANTS,
 }
 
@@ -152,8 +160,8 @@ def _random(name, shape, rng):
 
     Embeddings are small, as in `modeling_bert.py`, for what follows normalises their sum.
     """
-    if name == "embedding":
+    if name in ("embedding", "value"):
         return rng.normal(0, 0.02, shape).astype(np.float32)
     if name.endswith("kernel"):
         return rng.normal(0, np.sqrt(2 / math.prod(shape[:-1])), shape).astype(np.float32)
-    return np.full(shape, 1.0 if name in ("scale", "var") else 0.0, np.float32)
+    return np.full(shape, 1.0 if name in ("scale", "var", "gamma") else 0.0, np.float32)

@@ -5,7 +5,7 @@ A reader is chosen by what a file is, not by what it is called, and by whose wei
 
 from pathlib import Path
 
-from tltrain import hub
+from tltrain import hub, hub_download
 from tltrain.errors import WeightsError, foreign_errors
 from tltrain.models.backbone import Backbone
 from tltrain.weights import download, hub_layout, keras_hub, keras_weights, safetensors_file
@@ -30,7 +30,7 @@ def verified_by(source: str, backbone: Backbone, path: Path, sha256: str) -> str
 
     `sha256` is the pin, or "". None: it was compared with nothing.
     """
-    if sha256 or hub.published_sha256(path):
+    if sha256 or hub_download.published_sha256(path):
         return "sha256"
     published = backbone.weight_file if source == "imagenet" else None
     return published.checksum[0] if published else None

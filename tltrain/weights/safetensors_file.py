@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from tltrain import hub
 from tltrain.errors import WeightsError, foreign_errors
-from tltrain.models.backbone import Backbone
+from tltrain.models.backbone import Backbone, Layout
 from tltrain.weights import hub_layout, variables
-from tltrain.weights.hub_layout import Leaf
+from tltrain.weights.hub_layout import Leaf, Place
 from tltrain.weights.variables import Loaded
 
 _DTYPES = ("F32", "F16", "BF16", "F64")
@@ -45,12 +45,12 @@ def load(path: str | os.PathLike, backbone: Backbone, shapes: dict, sha256: str 
         hub.header_of(path)  # too long a one ends here: the library takes memory by it
         with safe_open(path, framework="numpy") as file:
             declared = {name: _declared(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-            prefix = _prefix(path, backbone, leaves, declared)
-            faults, chosen = _match(leaves, declared, prefix)
-            ignored, unexpected = _rest(backbone, set(declared) - set(chosen.values()), declared, prefix)
+            layout, prefix = _layout(path, backbone, leaves, declared)
+            faults, chosen = _match(leaves, declared, layout, prefix)
+            ignored, unexpected = _rest(backbone, set(declared) - {place.name for place in chosen.values()}, prefix)
             if faults := faults + unexpected:
                 raise variables.unfit(path, len(leaves), faults)
-            arrays = {leaf: _read(file, name, leaf) for leaf, name in chosen.items()}
+            arrays = {leaf: _read(file, place, leaf) for leaf, place in chosen.items()}
     return variables.filled(path, arrays, found, ignored)
 
 
@@ -58,10 +58,11 @@ def _declared(array: Any) -> _Declared:
     return _Declared(array.get_dtype(), tuple(array.get_shape()))
 
 
-def _prefix(path, backbone, leaves, declared):
-    """What stands before most names; raises where no array of the backbone is in the file."""
+def _layout(path, backbone, leaves, declared):
+    """The layout of most names, and what stands before them; raises where no array of the backbone is in the file."""
     counts = {
-        prefix: sum(any(prefix + name in declared for name in leaf.names) for leaf in leaves)
+        (layout, prefix): sum(any(prefix + place.name in declared for place in leaf.places(layout)) for leaf in leaves)
+        for layout in backbone.hub_layouts
         for prefix in ("", *backbone.hub_prefixes)
     }
     if not any(counts.values()):
@@ -69,31 +70,36 @@ def _prefix(path, backbone, leaves, declared):
             f"{path} is of another network; none of the {len(leaves)} arrays of the backbone is in it, but "
             f"{variables.some(sorted(map(_shown, declared)), 3) or 'nothing'}; set model.backbone to its network"
         )
-    return max(counts, key=lambda prefix: counts[prefix])
+    return max(counts, key=lambda found: counts[found])
 
 
-def _match(leaves: list[Leaf], declared: dict[str, _Declared], prefix: str) -> tuple[list[str], dict[Leaf, str]]:
+def _match(
+    leaves: list[Leaf], declared: dict[str, _Declared], layout: Layout, prefix: str
+) -> tuple[list[str], dict[Leaf, Place]]:
     faults: list[str] = []
-    chosen: dict[Leaf, str] = {}
+    chosen: dict[Leaf, Place] = {}
     for leaf in leaves:
-        names = [prefix + name for name in leaf.names if prefix + name in declared]
-        if len(names) > 1:
-            faults.append(f"ambiguous {leaf.label} ({', '.join(names)})")
-        elif not names:
-            faults.append(f"missing {prefix}{leaf.label}")
+        places = [place._replace(name=prefix + place.name) for place in leaf.places(layout)]
+        found = [place for place in places if place.name in declared]
+        if len(found) > 1:
+            faults.append(f"ambiguous {leaf.label} ({', '.join(place.name for place in found)})")
+        elif not found:
+            faults.append(f"missing {places[0].name}")
         else:
-            expected = leaf.shape[::-1] if leaf.is_transposed else leaf.shape
-            dtype, shape = declared[names[0]]
+            name, third = found[0]
+            rows, *others = leaf.hub_shape
+            expected = (rows if third is None else 3 * rows, *others)
+            dtype, shape = declared[name]
             if shape != expected:
-                faults.append(f"misshapen {names[0]}: {_shown(str(shape))}, expected {expected}")
+                faults.append(f"misshapen {name}: {_shown(str(shape))}, expected {expected}")
             elif dtype not in _DTYPES:
-                faults.append(f"misshapen {names[0]}: dtype {dtype}, expected {' or '.join(_DTYPES)}")
-        if names:
-            chosen[leaf] = names[0]
+                faults.append(f"misshapen {name}: dtype {dtype}, expected {' or '.join(_DTYPES)}")
+        if found:
+            chosen[leaf] = found[0]
     return faults, chosen
 
 
-def _rest(backbone, names, declared, prefix):
+def _rest(backbone, names, prefix):
     """The groups of `names` that are known and not used, without buffers of positions; and what is unexpected."""
     ignored, unexpected = set(), []
     for name in sorted(names):
@@ -105,9 +111,11 @@ def _rest(backbone, names, declared, prefix):
     return sorted(ignored), unexpected
 
 
-def _read(file: Any, name: str, leaf: Leaf) -> np.ndarray:
-    array = variables.float32(file.get_tensor(name))
-    return array.T if leaf.is_transposed else array
+def _read(file: Any, place: Place, leaf: Leaf) -> np.ndarray:
+    rows = leaf.hub_shape[0]
+    array = file.get_slice(place.name)
+    array = array[:] if place.third is None else array[place.third * rows : (place.third + 1) * rows]
+    return variables.float32(array).transpose(leaf.axes)
 
 
 def _shown(name):

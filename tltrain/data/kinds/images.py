@@ -46,7 +46,13 @@ class Images(Kind):
     keys = (
         *("data.image", "data.image_size", "data.resize", "data.pixels", "data.augment."),
         *("probe.augment", "probe.mixup", "probe.cutmix", "finetune.mixup", "finetune.cutmix"),
-        *("features.augment_views", "model.batch_norm_momentum", "probe.batch_norm", "finetune.batch_norm"),
+        *(
+            "features.augment_views",
+            "model.pool",
+            "model.batch_norm_momentum",
+            "probe.batch_norm",
+            "finetune.batch_norm",
+        ),
     )
     augments = True
     alike_but = "as different files, of other quality, size or border"
