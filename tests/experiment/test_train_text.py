@@ -228,7 +228,7 @@ FAULTS = {
     of_another_family: (WeightsError, "config.json is of a 'gpt2'; allowed with this model.backbone: bert, "),
     without_tokenizer: (WeightsError, "no tokenizer.json or vocab.txt beside the weights"),
     without_sizes: (WeightsError, "cannot read .*config.json"),
-    unknown_activation: (WeightsError, "config.json has activation 'swish7'; allowed: gelu, gelu_new, gelu_pytorch_tanh, "),
+    unknown_activation: (WeightsError, "config.json has activation 'swish7'; allowed: gelu, gelu_new, gelu_pytorch"),
     other_heads: (WeightsError, "config.json divides 16 features among 3 heads"),
     of_another_network: (WeightsError, "is of another network; none of the .* arrays of the backbone is in it"),
 }
