@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import QUICKLY
+from conftest import QUICKLY, graded
 from references import assert_close
 from safetensors.numpy import save_file
 from small_vision import CONFIGS, EVERY, TIMM, array, images, sizes
 
 from tltrain import config as config_lib
-from tltrain.models import vit, zoo
+from tltrain.models import clip, dinov2, siglip, vit, zoo
 from tltrain.models.image_backbone import NORMALIZED
 from tltrain.weights import reader
 
@@ -59,6 +59,59 @@ def opened(folder, backbone, **options):
 def filled(backbone, folder):
     shapes = {"params": {}} | jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
     return reader.load(folder / "model.safetensors", backbone, shapes).variables
+
+
+# parameters of the network without a head or a token that masks, as transformers and timm count
+PARAMETERS = {
+    "vit_tiny_16": 5_524_416,
+    "vit_small_16": 21_665_664,
+    "vit_base_16": 85_798_656,
+    "vit_base_32": 87_455_232,
+    "vit_large_16": 303_301_632,
+    "vit_base_16_in21k": 85_798_656,
+    "vit_large_16_in21k": 303_301_632,
+    "deit_tiny_16": 5_524_416,
+    "deit_small_16": 21_665_664,
+    "deit_base_16": 85_798_656,
+    "deit3_small_16": 21_674_496,
+    "deit3_base_16": 85_816_320,
+    "deit3_large_16": 303_349_760,
+    "dinov2_small": 22_056_192,
+    "dinov2_base": 86_579_712,
+    "dinov2_large": 304_367_616,
+    "dinov2_giant": 1_136_479_232,
+    "dinov2_registers_small": 22_057_728,
+    "dinov2_registers_base": 86_582_784,
+    "dinov2_registers_large": 304_371_712,
+    "dinov2_registers_giant": 1_136_485_376,
+    "clip_base_32": 87_456_000,
+    "clip_base_16": 85_799_424,
+    "clip_large_14": 303_179_776,
+    "siglip_base_16": 92_884_224,
+    "siglip_base_16_256": 92_930_304,
+    "siglip_base_16_384": 93_176_064,
+    "siglip_large_16_256": 315_956_224,
+    "siglip_large_16_384": 316_283_904,
+    "siglip_so400m_14": 427_680_704,
+    "siglip_so400m_14_384": 428_225_600,
+    "siglip2_base_16": 92_884_224,
+    "siglip2_large_16_256": 315_956_224,
+    "siglip2_so400m_14": 427_680_704,
+    "siglip2_so400m_14_384": 428_225_600,
+}
+
+
+def test_every_variant_has_a_count_of_parameters():
+    made = {name for family in (vit, dinov2, clip, siglip) for name, make in family.VARIANTS.items() if make().variant}
+    assert made == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", graded(PARAMETERS, ["vit_small_16", "dinov2_registers_small", "siglip_base_16"]))
+def test_a_variant_has_as_many_parameters_as_its_file(name):
+    backbone = zoo.BACKBONES[name]()
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
+    assert backbone.input_size[0] % backbone.patch_size == 0
 
 
 @pytest.mark.parametrize(("library", "name"), NETWORKS)
