@@ -101,9 +101,10 @@ class VisionTransformer(HubBackbone, ImageBackbone):
         if model.pool == "auto":
             model.pool = given.pooling
         ImageBackbone.resolve(given, config)
-        if any(side % given.patch_size for side in config.data.image_size):
+        size = tuple(config.data.image_size)
+        if any(side % given.patch_size for side in size) and size != tuple(given.input_size):
             raise ConfigError(
-                f"data.image_size = {config.data.image_size}, allowed with {model.backbone}: multiples of "
+                f"data.image_size = {size}, allowed with {model.backbone}: {given.input_size}, or multiples of "
                 f"{given.patch_size} pixels, the side of a patch"
             )
 
