@@ -99,6 +99,7 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
     phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
+    phase.remat = False  # compute stages again in the backward pass: more time, less memory of a GPU or TPU
     phase.augment = augment  # random augmentation of the training images
     phase.mixup = 0.0  # alpha: two images and their labels are blended, the share drawn from Beta(alpha, alpha); 0: off
     phase.cutmix = 0.0  # alpha: a box of one image is pasted into another; with mixup, one of the two a step; 0: off

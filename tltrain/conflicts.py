@@ -6,7 +6,7 @@ from tltrain import hub
 from tltrain.rules import PHASES
 
 # keys that say how stages train, each where it does nothing
-_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0}
+_OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0, "remat": False}
 
 # what a head in closed form is solved with
 _OF_RIDGE = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}

@@ -140,6 +140,7 @@ _PHASE_RULES = {
     "unfreeze_every_epochs": _EPOCHS,
     "train_only": _one_of("all", "batch_norm", "bias"),
     "batch_norm": _one_of("inference", "train"),
+    "remat": _BOOL,
     "augment": _BOOL,
     "mixup": _number(0, 100),
     "cutmix": _number(0, 100),

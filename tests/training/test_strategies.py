@@ -284,3 +284,30 @@ def test_the_report_counts_the_leaves_that_train(tiny, tmp_path, capsys):
     biases = 48 + 48 + 8 + 1280  # expand, depthwise and project of block_2, and Conv_1
     assert phase["trainable_parameters"] == biases + 1281
     assert f"{biases + 1281:,}" in capsys.readouterr().out
+
+
+def test_stages_computed_again_give_the_same_gradient_and_keep_less_for_it():
+    model, variables = model_and_variables()
+    again = model.clone(backbone=model.backbone.clone(remat=True))
+    params, images = variables["params"], batch_of()["inputs"]
+
+    def of(model):
+        def loss(params):
+            return model.apply(variables | {"params": params}, images).sum()
+
+        kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)  # what a backward pass is given
+        return jax.jit(jax.grad(loss))(params), sum(leaf.size for leaf in jax.tree.leaves(kept))
+
+    (plain, much), (same, little) = of(model), of(again)
+    assert little < 0.5 * much
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+def test_remat_is_a_key_of_a_phase(tiny, tmp_path):
+    tiny.probe.epochs = 0
+    runs = {}
+    for remat in (False, True):
+        tiny.finetune.remat = remat
+        runs[remat] = run(tiny, tmp_path / str(remat))["chosen"]["val"]["loss"]
+    assert runs[False] == pytest.approx(runs[True], rel=1e-3)

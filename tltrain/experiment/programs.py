@@ -45,7 +45,8 @@ def train(
 ) -> Steps:
     """`steps.train_step` of `phase` while `now` trains, for states like `state`, which it consumes, and `inputs`."""
     recipe = steps.recipe(setup.config, phase, setup.task, now, inputs.start)
-    step = functools.partial(steps.train_step, model=setup.model, tx=tx, recipe=recipe)
+    model = setup.model.clone(backbone=setup.model.backbone.clone(remat=setup.config[phase].remat))
+    step = functools.partial(steps.train_step, model=model, tx=tx, recipe=recipe)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
     def compiled(shapes: Shapes) -> Program:

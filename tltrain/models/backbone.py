@@ -62,6 +62,7 @@ class Backbone(nn.Module):
 
     dtype: jnp.dtype = jnp.float32  # of activations
     axis_name: str | None = None  # over which batch statistics are averaged; None: over none
+    remat: bool = False  # whether a backward pass computes what is within a stage again, and keeps what is between
     weight_file: WeightFile | None = None  # of this variant, without top; None: not published
 
     kind: ClassVar[type[Kind]]
@@ -146,8 +147,13 @@ class Backbone(nn.Module):
         """
         factories = list(self.stage_factories().items())
         for name, make in factories[start : len(factories) if stop is None else stop]:
-            x = make(name=name)(x, train)
+            stage = nn.remat(_run, static_argnums=2) if self.remat else _run
+            x = stage(make(name=name), x, train)
         return x
+
+
+def _run(stage, x, train):
+    return stage(x, train)
 
 
 def cast(tree: Any, dtype: jnp.dtype) -> Any:
