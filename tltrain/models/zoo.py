@@ -17,10 +17,12 @@ from tltrain.models import (
     bert_variants,
     densenet,
     efficientnet,
+    efficientnet_v2,
     freeze,
     inception_v3,
     mobilenet_v1,
     mobilenet_v2,
+    mobilenet_v3,
     resnet,
     resnet_v2,
     vgg,
@@ -37,8 +39,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **xception.VARIANTS,
     **mobilenet_v1.VARIANTS,
     **mobilenet_v2.VARIANTS,
+    **mobilenet_v3.VARIANTS,
     **densenet.VARIANTS,
     **efficientnet.VARIANTS,
+    **efficientnet_v2.VARIANTS,
     **bert_variants.VARIANTS,
 }
 
