@@ -106,6 +106,10 @@ class MobileNetV3(ImageBackbone):
     def keras_name(self, stage, layer):
         return layer if stage in (STEM, TOP) else f"{stage}_{layer}"
 
+    def old_keras_name(self, stage, layer):
+        name = layer.replace("_bn", "/BatchNorm").replace("excite_", "excite/").replace("conv", "Conv")
+        return name if stage in (STEM, TOP) else f"{stage}/{name}"
+
 
 _MD5 = {"small": "d3e8ec802a04aa4fc771ee12a9a9b836", "large": "07fb09a5933dd0c8eaafa16978110389"}
 VARIANTS: dict[str, Callable[..., MobileNetV3]] = {
