@@ -30,7 +30,9 @@ def sweep():
         "inception_v3",
         "xception",
         "mobilenet_v1",
+        "mobilenet_v3_small",
         "densenet121",
         "efficientnet_b0",
+        "efficientnet_v2_b0",
     ):
         yield {"model.backbone": backbone, "model.weights": "random"}

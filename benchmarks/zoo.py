@@ -45,8 +45,10 @@ KERAS = {  # one of each family, and its name in keras.applications
     "xception": "Xception",
     "mobilenet_v1": "MobileNet",
     "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3_small": "MobileNetV3Small",
     "densenet121": "DenseNet121",
     "efficientnet_b0": "EfficientNetB0",
+    "efficientnet_v2_b0": "EfficientNetV2B0",
 }
 LIBRARIES = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax", "tltrain": "tltrain"}
 BATCH_SIZES = ("8", "32")

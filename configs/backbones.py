@@ -23,7 +23,9 @@ def sweep():
         "resnet50_v2",
         "inception_v3",
         "xception",
+        "mobilenet_v3_small",
         "densenet121",
         "efficientnet_b0",
+        "efficientnet_v2_b0",
     ):
         yield {"model.backbone": backbone}

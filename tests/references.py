@@ -25,6 +25,10 @@ FAMILIES = {
     "xception": (APPS.xception, {"xception": APPS.Xception}),
     "mobilenet_v1": (APPS.mobilenet, {"mobilenet_v1": APPS.MobileNet}),
     "mobilenet_v2": (APPS.mobilenet_v2, {"mobilenet_v2": APPS.MobileNetV2}),
+    "mobilenet_v3": (
+        APPS.mobilenet_v3,
+        {"mobilenet_v3_small": APPS.MobileNetV3Small, "mobilenet_v3_large": APPS.MobileNetV3Large},
+    ),
     "densenet": (
         APPS.densenet,
         {"densenet121": APPS.DenseNet121, "densenet169": APPS.DenseNet169, "densenet201": APPS.DenseNet201},
@@ -32,6 +36,10 @@ FAMILIES = {
     "efficientnet": (
         APPS.efficientnet,
         {f"efficientnet_b{i}": getattr(APPS, f"EfficientNetB{i}") for i in range(8)},
+    ),
+    "efficientnet_v2": (
+        APPS.efficientnet_v2,
+        {f"efficientnet_v2_{n.lower()}": getattr(APPS, f"EfficientNetV2{n}") for n in "B0 B1 B2 B3 S M L".split()},
     ),
 }
 PREPROCESS = {name: module.preprocess_input for module, makers in FAMILIES.values() for name in makers}
@@ -124,8 +132,10 @@ MIDDLE = {
     "inception_v3": ("mixed5", "{}"),
     "mobilenet_v1": ("conv_pw_6", "{}_relu"),
     "mobilenet_v2": ("block_8", "{}_add"),
+    "mobilenet_v3": ("expanded_conv_5", "{}_add"),
     "densenet": ("conv4_block3", "{}_concat"),
     "efficientnet": ("block4b", "{}_add"),
+    "efficientnet_v2": ("block4b", "{}_add"),
 }
 
 

@@ -167,7 +167,7 @@ def test_the_keras_model_follows_the_config(images):
     assert {layer.momentum for layer in model.layers if hasattr(layer, "momentum")} == {0.5}
 
 
-@pytest.mark.parametrize("pixels", ["tf", "caffe", "unit"])
+@pytest.mark.parametrize("pixels", ["tf", "tf_128", "caffe", "torch", "unit"])
 def test_every_pixel_scaling_can_be_stored_in_a_keras_file(pixels, tmp_path):
     keras = keras_model.import_keras()
     images = keras.Input((4, 5, 3))
@@ -250,8 +250,12 @@ def test_a_stopped_export_leaves_nothing(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+EXPORTED = ["vgg16", "inception_v3", "xception", "efficientnet_b0"]
+EXPORTED += ["efficientnet_v2_b0", "efficientnet_v2_s", "mobilenet_v3_small"]
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["vgg16", "inception_v3", "xception", "efficientnet_b0"])
+@pytest.mark.parametrize("name", EXPORTED)
 def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
     config = default()
     config.update_from_flattened_dict({"model.backbone": name, "model.weights": "random", "batch_size": 2})

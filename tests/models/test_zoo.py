@@ -36,9 +36,11 @@ from tltrain.models import (
     densenet,
     dinov2,
     efficientnet,
+    efficientnet_v2,
     inception_v3,
     mobilenet_v1,
     mobilenet_v2,
+    mobilenet_v3,
     resnet,
     resnet_v2,
     siglip,
@@ -83,6 +85,8 @@ PARAMETERS = {
     "mobilenet_v2_0.75": (1_382_064, 2_663_064),
     "mobilenet_v2_1.3": (3_766_048, 5_431_048),
     "mobilenet_v2_1.4": (4_363_712, 6_156_712),
+    "mobilenet_v3_small": (939_120, 2_554_968),
+    "mobilenet_v3_large": (2_996_352, 5_507_432),
     "densenet121": (7_037_504, 8_062_504),
     "densenet169": (12_642_880, 14_307_880),
     "densenet201": (18_321_984, 20_242_984),
@@ -94,7 +98,17 @@ PARAMETERS = {
     "efficientnet_b5": (28_513_527, 30_562_527),
     "efficientnet_b6": (40_960_143, 43_265_143),
     "efficientnet_b7": (64_097_687, 66_658_687),
+    "efficientnet_v2_b0": (5_919_312, 7_200_312),
+    "efficientnet_v2_b1": (6_931_124, 8_212_124),
+    "efficientnet_v2_b2": (8_769_374, 10_178_374),
+    "efficientnet_v2_b3": (12_930_622, 14_467_622),
+    "efficientnet_v2_s": (20_331_360, 21_612_360),
+    "efficientnet_v2_m": (53_150_388, 54_431_388),
+    "efficientnet_v2_l": (117_746_848, 119_027_848),
 }
+# widths of the dense layers of a top of several: that of VGG is over 7x7 positions
+TOPS = dict.fromkeys(("vgg16", "vgg19"), (7 * 7 * 512, 4096, 4096, 1000))
+TOPS |= {"mobilenet_v3_small": (576, 1024, 1000), "mobilenet_v3_large": (960, 1280, 1000)}
 
 
 @pytest.mark.parametrize("name", graded(PARAMETERS, [*FIRST, "vgg19", "mobilenet_v2_0.35", "mobilenet_v2_1.4"]))
@@ -104,9 +118,9 @@ def test_parameter_counts_and_names_shapes_and_order_of_layers_are_those_of_kera
     head = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]["head"]))
     shapes = {kind: tree["backbone"] for kind, tree in shapes.items()}
     without = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    if name.startswith("vgg"):  # the top of Keras is another one: three dense layers over 7x7 positions
-        head = 7 * 7 * 512 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
-    if name.startswith("efficientnet"):
+    if name in TOPS:
+        head = sum(wide * narrow + narrow for wide, narrow in itertools.pairwise(TOPS[name]))
+    if name.startswith("efficientnet_b"):
         without += 1  # the number of images that its normalisation has seen
     assert (without, without + head) == PARAMETERS[name]
     if name in MAKERS:  # MobileNetV2 of other widths has the names of that of width 1
@@ -164,6 +178,16 @@ def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
     theirs = reference(PREPROCESS[name](images.astype(np.float32)), training=False)
     for ours, wanted in zip(run(variables, images), theirs, strict=True):
         assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_v2_b0", "efficientnet_v2_s"])
+def test_pixels_are_scaled_as_layers_of_keras_do(name):
+    reference = MAKERS[name](weights=None, include_top=False, input_shape=(32, 32, 3))
+    first = next(layer for layer in reference.layers if isinstance(layer, keras.layers.Conv2D))
+    images = make["images"](32)
+    seen = keras.Model(reference.input, first.input)(images.astype(np.float32))
+    ours = scale_pixels(images, zoo.BACKBONES[name]().pixels, jnp.float32)
+    np.testing.assert_allclose(ours, seen, atol=1e-6)
 
 
 def deviation(name, variables=None, images=None, pixels=None):
@@ -271,12 +295,14 @@ TINY = {
     "xception": lambda: xception.Xception(widths=(8, 16), num_middle=0),
     "mobilenet_v1": lambda: mobilenet_v1.MobileNetV1(alpha=0.25, blocks=mobilenet_v1.BLOCKS[:3]),
     "mobilenet_v2": lambda: mobilenet_v2.MobileNetV2(alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6))),
+    "mobilenet_v3": lambda: mobilenet_v3.MobileNetV3(blocks=mobilenet_v3.SMALL[:2]),
     "densenet": lambda: densenet.DenseNet(depths=(2, 1), growth=4),
     "efficientnet": lambda: efficientnet.EfficientNet(width=0.25, groups=efficientnet.GROUPS[1:2]),
     "vit": lambda: vit.ViT(**TOKENS, patch_size=16),
     "dinov2": lambda: dinov2.DINOv2(**TOKENS, gated=True, registers=2),
     "clip": lambda: clip.CLIP(**TOKENS, patch_size=16),
     "siglip": lambda: siglip.SigLIP(**TOKENS),
+    "efficientnet_v2": lambda: efficientnet_v2.EfficientNetV2(width=0.25, groups=((1, 16, 1, 1), (2, 32, 2, 4))),
 }
 
 

@@ -8,6 +8,7 @@ import itertools
 import operator
 import os
 import random
+import re
 import resource
 import threading
 import time
@@ -135,6 +136,29 @@ def test_every_layout_of_every_family_gives_every_array(name, layout, tmp_path):
     save(model, tmp_path / file)
     found = load(tmp_path / file, backbone).variables
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, variables_of(backbone))))
+
+
+IN_BLOCKS = re.compile(r"(expanded_conv(?:_\d+)?)_(expand|depthwise|project|squeeze_excite)")
+OLD_LAYOUTS = {"official": "{old}/{old}/{weight}:0", "nested_model": "model_weights/MobilenetV3small/{old}/{weight}:0"}
+
+
+@pytest.mark.parametrize("layout", OLD_LAYOUTS)
+def test_the_names_of_keras_2_with_slashes_are_those_of_today(layout, tmp_path):
+    backbone = zoo.BACKBONES["mobilenet_v3_small"]()
+    wanted, names = variables_of(backbone), set()
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        for leaf in keras_layout.leaves(backbone.keras_layers(), wanted):
+            old = IN_BLOCKS.sub(r"\1/\2", leaf.layer.name).removesuffix("_bn").replace("excite_conv", "excite/Conv")
+            old = f"C{old[1:]}" if old.startswith("conv") else old
+            old += "/BatchNorm" if leaf.layer.class_name == "BatchNormalization" else ""
+            array = functools.reduce(operator.getitem, leaf.path, wanted)
+            array = array.transpose(leaf.transpose) if leaf.transpose else array
+            file[OLD_LAYOUTS[layout].format(old=old, weight=leaf.keys[0])] = array
+            names.add(old)
+    assert names > {"Conv", "Conv/BatchNorm", "Conv_1", "expanded_conv/depthwise", "expanded_conv/squeeze_excite/Conv"}
+    assert names > {"expanded_conv_10/expand/BatchNorm", "expanded_conv_10/squeeze_excite/Conv_1"}
+    loaded = load(tmp_path / "old.h5", backbone)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded.variables, wanted))) and not loaded.ignored
 
 
 def before(layer, model):

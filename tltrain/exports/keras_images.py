@@ -1,6 +1,7 @@
 """The networks of images as Keras has them in `keras.applications`, resize and scaling of pixels in front."""
 
 import functools
+import inspect
 import operator
 from typing import Any
 
@@ -23,9 +24,9 @@ def body(keras: Any, run: Finished, images: Any) -> tuple[Any, Arrays]:
     Raises:
         WeightsError: the network of `keras.applications` is another than the backbone.
     """
-    name, arguments = _application(keras, run)
+    application, arguments = _application(keras, run)
     pixels = run.kind.rows_of(keras.ops, keras.ops.cast(images, "float32"))
-    made = getattr(keras.applications, name)(
+    made = application(
         weights=None,
         include_top=False,
         pooling="avg",
@@ -45,7 +46,10 @@ def _application(keras, run):
     name = name.replace("_", "")
     if (name := _OTHER_NAMES.get(name, name)) not in found:
         raise misfit(run, "its name")
-    return found[name], arguments
+    application = getattr(applications, found[name])
+    if "include_preprocessing" in inspect.signature(application).parameters:  # `body` scales what it is given
+        arguments["include_preprocessing"] = False
+    return application, arguments
 
 
 def _arrays(run, made):

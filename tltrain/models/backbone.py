@@ -44,11 +44,13 @@ class KerasLayer:
     """Where the arrays of one Keras layer belong: `path` below `params` and `batch_stats`, `class_name` in Keras.
 
     `name` is None where Keras numbers layers of the class through a session (`conv2d_57`): their order decides.
+    `old_name` is that of Keras 2 where it had another, in which there may be slashes.
     """
 
     name: str | None
     class_name: str
     path: tuple[str, str]
+    old_name: str | None = None
 
 
 class Backbone(nn.Module):
@@ -112,6 +114,10 @@ class Backbone(nn.Module):
         """What Keras calls `layer` of `stage`; None where it only numbers it."""
         return f"{stage}_{layer}"
 
+    def old_keras_name(self, stage: str, layer: str) -> str | None:
+        """What Keras 2 called `layer` of `stage`, and files of its time do; None where it is the name of today."""
+        return None
+
     def hub_name(self, stage: str, layer: str) -> str | None:
         """What files of the Hugging Face Hub call `layer` of `stage`; None where its weights are Keras'.
 
@@ -132,7 +138,9 @@ class Backbone(nn.Module):
         with nn.intercept_methods(note):
             # in training, for there no normalisation is folded into a convolution before the call
             jax.eval_shape(functools.partial(self.init, train=True), jax.random.key(0), self.example())
-        return [KerasLayer(self.keras_name(*path), kind, path) for path, kind in classes.items()]
+        return [
+            KerasLayer(self.keras_name(*path), kind, path, self.old_keras_name(*path)) for path, kind in classes.items()
+        ]
 
     @property
     def stages(self) -> tuple[str, ...]:

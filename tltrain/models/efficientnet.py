@@ -79,6 +79,7 @@ class Block(nn.Module):
     stride: int
     expansion: int
     norm: Callable[..., BatchNorm]
+    depthwise_name: str = "dwconv"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -87,7 +88,7 @@ class Block(nn.Module):
         wide, y = channels * self.expansion, x
         if self.expansion > 1:
             y = nn.silu(conv_bn(y, Conv(wide, name="expand_conv"), norm(wide, name="expand_bn"), train))
-        depthwise = Conv(wide, (self.kernel_size,) * 2, (self.stride,) * 2, depthwise=True, name="dwconv")
+        depthwise = Conv(wide, (self.kernel_size,) * 2, (self.stride,) * 2, depthwise=True, name=self.depthwise_name)
         y = nn.silu(conv_bn(y, depthwise, norm(wide, name="bn"), train))
         weights = y.astype(jnp.float32).mean((1, 2), keepdims=True).astype(y.dtype)
         weights = nn.silu(Conv(max(1, channels // 4), use_bias=True, name="se_reduce")(weights))

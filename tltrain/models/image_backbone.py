@@ -36,10 +36,13 @@ def scaled(x: Any, pixels: str) -> Any:
 
     `"tf"` is `x / 127.5 - 1`, `"caffe"` is BGR minus the ImageNet mean, `"torch"` is `x / 255` minus the mean, divided
     by the deviation, `"clip"` the same with those of CLIP, `"raw"` is `x`, `"unit"` is `x / 255` (the scaling of many
-    tutorials, wrong for every backbone here). Source: `keras/src/applications/imagenet_utils.py`.
+    tutorials, wrong for every backbone here), `"tf_128"` is `x / 128 - 1`. Source:
+    `keras/src/applications/imagenet_utils.py` and, of the last, its neighbour `efficientnet_v2.py`.
     """
     if pixels == "tf":
         return x / 127.5 - 1.0
+    if pixels == "tf_128":
+        return x / 128.0 - 1.0
     if pixels == "caffe":
         return x[..., ::-1] - np.asarray(CAFFE_MEAN, np.float32)
     if pixels in ("torch", "clip"):

@@ -22,7 +22,7 @@ def round_channels(channels: float, divisor: int = 8) -> int:
 
 
 class ConvStage(nn.Module):
-    """Convolution, BatchNorm and ReLU6: the first and the last stage."""
+    """Convolution, BatchNorm and an activation: the first and the last stage."""
 
     features: int
     kernel_size: tuple[int, int]
@@ -30,12 +30,13 @@ class ConvStage(nn.Module):
     conv_name: str
     norm_name: str
     norm: Callable[..., BatchNorm]
+    activation: Callable[[jax.Array], jax.Array] = nn.relu6
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
         conv = Conv(self.features, self.kernel_size, self.strides, name=self.conv_name)
-        return nn.relu6(conv_bn(x, conv, self.norm(self.features, name=self.norm_name), train))
+        return self.activation(conv_bn(x, conv, self.norm(self.features, name=self.norm_name), train))
 
 
 class InvertedResidual(nn.Module):

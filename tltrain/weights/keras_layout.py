@@ -102,18 +102,20 @@ def leaves(layers: list[KerasLayer], shapes: dict) -> list[Leaf]:
     return found
 
 
-def named_layers(found: Mapping[str, Any]) -> list[FileLayer]:
+def named_layers(found: Mapping[str, Any], layers: list[KerasLayer]) -> list[FileLayer]:
     """The layers of the official layout or a whole model, whose datasets end in `layer/weight`, with or without `:0`.
 
-    Their order is that of `found`.
+    Their order is that of `found`; what is called by the old name of one of `layers` gets that of today.
     """
-    layers: dict[str, FileLayer] = {}
+    today = {f"/{layer.old_name}": layer.name for layer in layers if layer.old_name}
+    file_layers: dict[str, FileLayer] = {}
     for name, dataset in found.items():
         group, _, weight = f"/{name}".rpartition("/")
-        layer = group.rpartition("/")[2]
-        file_layer = layers.setdefault(group, FileLayer(group.strip("/"), layer, _kind(layer)))
+        old = max(filter(group.endswith, today), key=len, default="")  # `Conv` also ends `squeeze_excite/Conv`
+        layer = today.get(old, group.rpartition("/")[2])
+        file_layer = file_layers.setdefault(group, FileLayer(group.strip("/"), layer, _kind(layer)))
         file_layer.arrays[weight] = dataset
-    return list(layers.values())
+    return list(file_layers.values())
 
 
 def stored_layers(found: Mapping[str, Any]) -> Iterator[list[FileLayer]]:

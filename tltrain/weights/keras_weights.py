@@ -58,7 +58,7 @@ def _match(file, layers, leaves, path, max_bytes) -> Match:
 def _match_by_name(file, layers, leaves, path, found) -> Match:
     if not any("/vars/" in f"/{name}" for name in found):
         in_order = found if all(layer.name for layer in layers) else _by_graph(file, found)
-        match = keras_layout.match(layers, leaves, keras_layout.named_layers(in_order))
+        match = keras_layout.match(layers, leaves, keras_layout.named_layers(in_order, layers))
         return match._replace(ignored=sorted({group.rpartition("/")[2] for group in match.ignored}))
     models = list(keras_layout.stored_layers(found))
     whole = [model for model in models if sum(len(layer.arrays) for layer in model) >= len(leaves)]
