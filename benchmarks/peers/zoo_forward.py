@@ -1,12 +1,15 @@
 """Images a second of one backbone with pooling, random weights, in one library: one process, one JSON line.
 
-Arguments: the library, the backbone's name there, the height of its images, the batch sizes. Batches are in memory.
+Arguments: the library, the backbone's name there (of transformers, for torch and onnxruntime, its config as JSON), the
+height of its images, the batch sizes. Batches are in memory.
 """
 
 import json
 import statistics
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +19,10 @@ REPEATS = 3
 
 def main(library, name, height, batch_sizes):
     rates = {}
+    made = {"tltrain": tltrain, "torch": in_torch, "onnxruntime": in_onnxruntime}.get(library, keras)
     for size in batch_sizes:
         shape = (size, height, height, 3)
-        run, dtype = (tltrain if library == "tltrain" else keras)(name, shape)
+        run, dtype = made(name, shape)
         batches = list(np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(dtype))
         run(batches[:1])  # compiles
         count = max(2, 2 * round(SECONDS / timed(run, batches)))
@@ -42,6 +46,58 @@ def keras(name, shape):
             model.predict_on_batch(batch)
 
     return run, np.float32
+
+
+def network(config):
+    """That of transformers: scaled pixels `[B, 3, H, W]` to the first token, or what it pools."""
+    import torch
+    import transformers
+
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            made = transformers.AutoConfig.for_model(**json.loads(config))
+            self.model = transformers.AutoModel.from_config(made, attn_implementation="sdpa")
+
+        def forward(self, x):
+            found = self.model(x)
+            is_map = found.last_hidden_state.ndim == 4
+            return found.pooler_output if is_map else found.last_hidden_state[:, 0]
+
+    return Pooled().eval().to(memory_format=torch.channels_last)
+
+
+def in_torch(config, shape):
+    import torch
+
+    model = network(config)
+
+    def run(batches):
+        with torch.inference_mode():
+            for batch in batches:
+                x = torch.from_numpy(batch).permute(0, 3, 1, 2)  # channels last, as the images lie in memory
+                model(x.float().div_(127.5).sub_(1)).numpy()
+
+    return run, np.uint8
+
+
+def in_onnxruntime(config, shape):
+    import onnxruntime
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        example = torch.zeros(shape[0], 3, *shape[1:3])
+        torch.onnx.export(network(config), (example,), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (name,) = (given.name for given in session.get_inputs())
+
+    def run(batches):
+        for batch in batches:
+            x = np.ascontiguousarray(batch.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - np.float32(1)
+            session.run(None, {name: x})
+
+    return run, np.uint8
 
 
 def tltrain(name, shape):
