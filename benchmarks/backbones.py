@@ -32,5 +32,6 @@ def sweep():
         "mobilenet_v1",
         "densenet121",
         "efficientnet_b0",
+        "convnext_tiny",
     ):
         yield {"model.backbone": backbone, "model.weights": "random"}

@@ -47,6 +47,7 @@ KERAS = {  # one of each family, and its name in keras.applications
     "mobilenet_v2": "MobileNetV2",
     "densenet121": "DenseNet121",
     "efficientnet_b0": "EfficientNetB0",
+    "convnext_tiny": "ConvNeXtTiny",
 }
 LIBRARIES = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax", "tltrain": "tltrain"}
 BATCH_SIZES = ("8", "32")

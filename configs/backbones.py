@@ -25,5 +25,6 @@ def sweep():
         "xception",
         "densenet121",
         "efficientnet_b0",
+        "convnext_tiny",
     ):
         yield {"model.backbone": backbone}

@@ -55,6 +55,7 @@ class ImageBackbone(Backbone):
 
     kind = Images
     min_size: ClassVar[int] = 32
+    keras_arguments: ClassVar[dict[str, Any]] = {}  # of its function in keras.applications, so that it is this network
 
     def resolve(self, config: ConfigDict) -> None:
         """A `data.image_size` of None becomes that of the backbone, and published weights are those of ImageNet."""
