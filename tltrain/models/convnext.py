@@ -1,8 +1,7 @@
 """ConvNeXt (Liu et al. 2022, arXiv 2201.03545) as in `keras/src/applications/convnext.py`.
 
 Pixels are scaled before the first stage, where Keras has a layer for it. As in Keras without top, the average over the
-map is normalised last: in the published files by the mean and deviation of its channels alone, for there scale and bias
-of that layer are one and zero. Stochastic depth, whose rate is zero in Keras, is not part of it.
+map is normalised last. Stochastic depth, whose rate is zero in Keras, is not part of it.
 """
 
 import functools
