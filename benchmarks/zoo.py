@@ -49,6 +49,7 @@ KERAS = {  # one of each family, and its name in keras.applications
     "densenet121": "DenseNet121",
     "efficientnet_b0": "EfficientNetB0",
     "efficientnet_v2_b0": "EfficientNetV2B0",
+    "convnext_tiny": "ConvNeXtTiny",
 }
 LIBRARIES = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax", "tltrain": "tltrain"}
 BATCH_SIZES = ("8", "32")

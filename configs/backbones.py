@@ -27,5 +27,6 @@ def sweep():
         "densenet121",
         "efficientnet_b0",
         "efficientnet_v2_b0",
+        "convnext_tiny",
     ):
         yield {"model.backbone": backbone}

@@ -8,6 +8,7 @@ import jax
 import keras
 import numpy as np
 
+from tltrain.exports.filling import layers_of as layers_with_weights
 from tltrain.weights import keras_layout, keras_weights, variables
 
 APPS = keras.applications
@@ -41,6 +42,13 @@ FAMILIES = {
         APPS.efficientnet_v2,
         {f"efficientnet_v2_{n.lower()}": getattr(APPS, f"EfficientNetV2{n}") for n in "B0 B1 B2 B3 S M L".split()},
     ),
+    "convnext": (  # whose last normalisation is one of the average
+        APPS.convnext,
+        {
+            f"convnext_{size.lower()}": functools.partial(getattr(APPS, f"ConvNeXt{size}"), pooling="avg")
+            for size in ("Tiny", "Small", "Base", "Large", "XLarge")
+        },
+    ),
 }
 PREPROCESS = {name: module.preprocess_input for module, makers in FAMILIES.values() for name in makers}
 MAKERS = {name: maker for _, makers in FAMILIES.values() for name, maker in makers.items()}
@@ -50,10 +58,11 @@ FIRST = [next(iter(makers)) for _, makers in FAMILIES.values()]  # the smallest 
 def draw(class_name, number, index, name, shape, gain=1.0):
     """Array `index` of the layer that is `number` of its class in `model.layers`, in Keras' shape.
 
-    Kernels of sane size, times `gain` as gamma is; BatchNorm parameters and statistics far from one and zero.
+    Kernels of sane size, times `gain` as gamma is; parameters and statistics of norms far from one and zero, and layer
+    scales too, lest what they scale should not show.
     """
     rng = np.random.default_rng(zlib.crc32(f"{class_name} {number} {index}".encode()))
-    if name in ("gamma", "moving_variance", "variance"):
+    if class_name == "LayerScale" or name in ("gamma", "moving_variance", "variance"):
         value = rng.uniform(0.5, 1.5, shape) * (gain if name == "gamma" else 1.0)
     elif len(shape) == 1:
         value = rng.normal(0, 0.3, shape)
@@ -83,7 +92,7 @@ def numbered(layers):
 
 def assign(model):
     """Gives a Keras model its weights."""
-    for layer, number in numbered(layer for layer in model.layers if layer.weights):
+    for layer, number in numbered(layers_with_weights(model)):
         for i, variable in enumerate(layer.weights):
             if variable.name != "count":
                 variable.assign(draw(type(layer).__name__, number, i, variable.name, variable.shape, gain_of(model)))
@@ -137,14 +146,22 @@ MIDDLE = {
     "efficientnet": ("block4b", "{}_add"),
     "efficientnet_v2": ("block4b", "{}_add"),
 }
+SUMS = {"xception": ("block6", 4), "convnext": ("stage_2_block_3", 9)}  # without names: their place among all
 
 
 def middle_of(name, model):
-    """A middle stage, and the layer of the Keras `model` that ends it."""
-    if name == "xception":  # whose sums have no names
-        return "block6", [layer for layer in model.layers if isinstance(layer, keras.layers.Add)][4]
-    stage, end = MIDDLE[next(key for key, (_, makers) in FAMILIES.items() if name in makers)]
+    """A middle stage, and the layer or operation of the Keras `model` that ends it."""
+    family = next(key for key, (_, makers) in FAMILIES.items() if name in makers)
+    if family in SUMS:
+        stage, place = SUMS[family]
+        return stage, [operation for operation in model.operations if type(operation).__name__ == "Add"][place]
+    stage, end = MIDDLE[family]
     return stage, model.get_layer(end.format(stage))
+
+
+def pooled(output):
+    """What Keras gives of a model without top, averaged over the map where it is one."""
+    return output if len(output.shape) == 2 else keras.ops.mean(output, (1, 2))
 
 
 def assert_close(ours, theirs):

@@ -16,6 +16,7 @@ CONFIGS = {
     "clip": {"model_type": "clip_vision_model", **_SIZES, "patch_size": 16, "image_size": 64},
     "siglip": {"model_type": "siglip_vision_model", **_SIZES, "patch_size": 16, "image_size": 64},
 }
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 _TIMM = {"embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0, "mlp_ratio": 1.5}
 # networks of timm: its options, and the same as fields of ours
 TIMM = {
@@ -39,7 +40,7 @@ def array(name, shape):
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("bias"):
         value = rng.normal(0, 0.3, shape)
-    elif len(shape) == 1 and "embedding" not in name:
+    elif len(shape) == 1 and "_embedding" not in name:
         value = rng.uniform(0.5, 1.5, shape)
     elif name.endswith("weight") and "position" not in name:
         value = rng.normal(0, 1, shape) / np.sqrt(np.prod(shape[1:]))

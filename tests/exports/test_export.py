@@ -251,7 +251,7 @@ def test_a_stopped_export_leaves_nothing(images, tmp_path):
 
 
 EXPORTED = ["vgg16", "inception_v3", "xception", "efficientnet_b0"]
-EXPORTED += ["efficientnet_v2_b0", "efficientnet_v2_s", "mobilenet_v3_small"]
+EXPORTED += ["efficientnet_v2_b0", "efficientnet_v2_s", "mobilenet_v3_small", "convnext_tiny"]
 
 
 @pytest.mark.full

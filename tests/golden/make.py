@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 EVERY = 8
-_NUMBERED = r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normalization|normalization)(_\d+)?"
+_NUMBERED = r"(conv2d|depthwise_conv2d|separable_conv2d|(batch_|layer_)?normalization)(_\d+)?"
 
 
 def images(size):
@@ -28,14 +28,15 @@ def fingerprint(layers):
 
 def fingerprint_of_model(model):
     """That of a Keras model; a layer that Keras only numbers has no name."""
-    layers = [layer for layer in model.layers if layer.weights]
+    from tltrain.exports.filling import layers_of
+
     return fingerprint(
         (
             type(layer).__name__,
             None if re.fullmatch(_NUMBERED, layer.name) else layer.name,
             sum(int(np.prod(variable.shape)) for variable in layer.weights if variable.name != "count"),
         )
-        for layer in layers
+        for layer in layers_of(model)
     )
 
 
@@ -57,7 +58,7 @@ def fingerprint_of_backbone(layers, shapes):
 
 def main(families):
     """Writes a file a family."""
-    from references import FAMILIES, PREPROCESS, base
+    from references import FAMILIES, PREPROCESS, base, pooled
 
     from tltrain.models import zoo
 
@@ -67,7 +68,7 @@ def main(families):
             size = zoo.BACKBONES[name]().min_size
             model = base(name, (size, size))
             output = model(PREPROCESS[name](images(size).astype(np.float32)), training=False)
-            arrays[f"{name}/features"] = np.asarray(output).mean((1, 2))[0, ::EVERY]
+            arrays[f"{name}/features"] = np.asarray(pooled(output))[0, ::EVERY]
             arrays[f"{name}/layers"] = np.uint32(fingerprint_of_model(model))
         path = Path(__file__).parent / f"{family}.npz"
         np.savez_compressed(path, **arrays)

@@ -15,7 +15,8 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from small_vision import CONFIGS, EVERY, TIMM, array, images, sizes
+from small_vision import CONFIGS, CONVNEXT, EVERY, TIMM, array, images, sizes
+from timm.models.convnext import ConvNeXt
 
 _MODELS = {
     "vit": transformers.ViTModel,
@@ -23,12 +24,13 @@ _MODELS = {
     "dinov2_registers": transformers.Dinov2WithRegistersModel,
     "clip": transformers.CLIPVisionModel,
     "siglip": transformers.SiglipVisionModel,
+    "convnext": transformers.ConvNextModel,
 }
 
 
 def of_transformers(family):
     """Its shapes, and `{name: array}` of what it makes of each image."""
-    config = transformers.AutoConfig.for_model(**CONFIGS[family])
+    config = transformers.AutoConfig.for_model(**(CONVNEXT if family == "convnext" else CONFIGS[family]))
     config._attn_implementation = "eager"
     with tempfile.TemporaryDirectory() as folder:
         _MODELS[family](config).save_pretrained(folder)
@@ -45,13 +47,27 @@ def of_transformers(family):
             last = found.last_hidden_state  # which CLIP normalises for its class token alone
             last = model.post_layernorm(last) if family == "clip" else last
         states = [*found.hidden_states[:4], last]
+        if family == "convnext":
+            states = [state.permute(0, 2, 3, 1) for state in found.hidden_states]
         pooled = last[:, 0] if family == "vit" else found.pooler_output
         made |= {f"{size}/{i}": state.numpy() for i, state in enumerate([*states, pooled])}
     return shapes, made
 
 
+def convnext_of_timm():
+    """Its shapes, and the pooled features of each image."""
+    model = ConvNeXt(dims=CONVNEXT["hidden_sizes"], depths=CONVNEXT["depths"], ls_init_value=1.0, num_classes=0).eval()
+    state = {key: array(key, tuple(value.shape)) for key, value in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+    with torch.no_grad():
+        made = {f"{s}/5": model(torch.from_numpy(images(s)).permute(0, 3, 1, 2)).numpy() for s in sizes("convnext")}
+    return {key: value.shape for key, value in state.items()}, made
+
+
 def of_timm(name):
-    """The same."""
+    """As `of_transformers`."""
+    if name == "convnext":
+        return convnext_of_timm()
     model = timm_vit.VisionTransformer(**TIMM[name][0], dynamic_img_size=True).eval()
     state = {key: array(key, tuple(value.shape)) for key, value in model.state_dict().items()}
     model.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
@@ -71,7 +87,7 @@ def main():
     """Writes the file."""
     arrays = {}
     for library, names, of in (("transformers", CONFIGS, of_transformers), ("timm", TIMM, of_timm)):
-        for name in names:
+        for name in (*names, "convnext"):
             shapes, made = of(name)
             arrays |= {f"{library}/{name}/{key}": value[..., ::EVERY] for key, value in made.items()}
             arrays[f"{library}/{name}/shapes"] = np.frombuffer(json.dumps(shapes).encode(), np.uint8)

@@ -27,6 +27,7 @@ def plain(x, kernel, strides, groups):
 CASES = {
     "depthwise": (12, (3, 3, 1, 12), 12),
     "depthwise_5x5": (12, (5, 5, 1, 12), 12),
+    "depthwise_7x7": (12, (7, 7, 1, 12), 12),
     "pointwise": (12, (1, 1, 12, 5), 1),
     "stem": (3, (3, 3, 3, 8), 1),
     "dense_3x3": (12, (3, 3, 12, 5), 1),

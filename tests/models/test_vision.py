@@ -10,10 +10,10 @@ import pytest
 from conftest import QUICKLY, graded
 from references import assert_close
 from safetensors.numpy import save_file
-from small_vision import CONFIGS, EVERY, TIMM, array, images, sizes
+from small_vision import CONFIGS, CONVNEXT, EVERY, TIMM, array, images, sizes
 
 from tltrain import config as config_lib
-from tltrain.models import clip, dinov2, siglip, vit, zoo
+from tltrain.models import clip, convnext, dinov2, siglip, vit, zoo
 from tltrain.models.image_backbone import NORMALIZED
 from tltrain.weights import reader
 
@@ -21,6 +21,10 @@ jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 PIXELS = {"clip": "clip", "siglip": "tf", "vit": "tf", "dinov2": "torch", "dinov2_registers": "torch"}
 NETWORKS = [("transformers", family) for family in CONFIGS] + [("timm", name) for name in TIMM]
 SMALL = {"patch_size": 16, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "intermediate_size": 48, "grid": 4}
+
+
+# where the layers of transformers end whose activations are golden
+CONVNEXT_ENDS = ("stem", "stage_0_block_0", "stage_1_block_0", "stage_2_block_1", "stage_3_block_0")
 
 
 @functools.cache
@@ -131,3 +135,21 @@ def test_every_stage_and_pooled_features_are_the_golden_ones(library, name, tmp_
                 wanted = golden(library, name)[0][f"{size}/{i}"]
                 assert_close(x[..., ::EVERY], wanted[:, : x.shape[1]])
         assert_close(backbone.pool(x)[..., ::EVERY], golden(library, name)[0][f"{size}/5"])
+
+
+@pytest.mark.parametrize("library", ["transformers", "timm"])
+def test_convnext_takes_files_of_the_hub(library, tmp_path):
+    arrays = {key: array(key, shape) for key, shape in golden(library, "convnext")[1].items()}
+    save_file(arrays, tmp_path / "a.safetensors")
+    backbone = convnext.ConvNeXt(depths=tuple(CONVNEXT["depths"]), widths=tuple(CONVNEXT["hidden_sizes"]))
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
+    loaded = reader.load(tmp_path / "a.safetensors", backbone, shapes)
+    found = golden(library, "convnext")[0]
+    for size in sizes("convnext"):
+        x = images(size)
+        for i, end in enumerate((*CONVNEXT_ENDS, "head")):
+            start = backbone.stages.index(CONVNEXT_ENDS[i - 1]) + 1 if i else 0
+            stop = backbone.stages.index(end) + 1
+            x = jit(lambda v, x, start=start, stop=stop: backbone.apply(v, x, False, start, stop))(loaded.variables, x)
+            if f"{size}/{i}" in found:
+                assert_close((backbone.pool(x) if end == "head" else x)[..., ::EVERY], found[f"{size}/{i}"])

@@ -15,6 +15,9 @@ class Bert:
     hub_unused = (r"embeddings\.position_ids", r"pooler\..*", r"cls\..*")
     weight_file = None
 
+    def keras_layers(self):
+        return []
+
     def hub_name(self, stage, layer):
         return f"encoder.layer.{stage.removeprefix('layer_')}.{layer}" if "_" in stage else f"{stage}.{layer}"
 

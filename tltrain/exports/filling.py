@@ -1,5 +1,6 @@
 """Layers of Keras that get the weights of a run: each array once, and each layer all of its own."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ def fill(run: Finished, model: Any, arrays: Arrays) -> None:
     Raises:
         WeightsError: they are not those that its layers have, by name and shape.
     """
-    layers = {layer.name: layer for layer in model.layers if layer.weights}
+    layers = {layer.name: layer for layer in layers_of(model)}
     if other := sorted(layers.keys() ^ arrays.keys()):
         raise misfit(run, other[0])
     for name, layer in layers.items():
-        weights = {weight.name: weight for weight in layer.weights if weight.name not in _KEPT_BY_KERAS}
+        # where a weight has no name of its own, Keras numbers it through a session: `variable_3`
+        weights = {re.sub(r"_\d+$", "", w.name): w for w in layer.weights if w.name not in _KEPT_BY_KERAS}
         if weights.keys() != arrays[name].keys():
             raise misfit(run, f"{name}: {', '.join(weights)}")
         for key, weight in weights.items():
@@ -30,6 +32,12 @@ def fill(run: Finished, model: Any, arrays: Arrays) -> None:
             weight.assign(arrays[name][key])
         if hasattr(layer, "finalize_state"):  # of Normalization, which keeps what follows from its weights
             layer.finalize_state()
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The layers with weights of the Keras model `model`, in order; those of a model within it in its place."""
+    layers = (layers_of(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers if layer.weights)
+    return [layer for part in layers for layer in part]
 
 
 def misfit(run: Finished, place: str) -> WeightsError:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tltrain.experiment.finished import Finished
-from tltrain.exports.filling import Arrays, misfit
+from tltrain.exports.filling import Arrays, layers_of, misfit
 from tltrain.models.efficientnet import normalization_scale
 from tltrain.models.image_backbone import scaled
 from tltrain.weights import keras_layout
@@ -39,8 +39,9 @@ def body(keras: Any, run: Finished, images: Any) -> tuple[Any, Arrays]:
 def _application(keras, run):
     """The function of `keras.applications` that makes the network of `run`, and its arguments but size and weights."""
     backbone = run.model.backbone
-    arguments = {"alpha": backbone.alpha} if hasattr(backbone, "alpha") else {}
-    name = run.config.model.backbone.removesuffix(f"_{backbone.alpha}") if arguments else run.config.model.backbone
+    arguments, name = {}, run.config.model.backbone
+    if hasattr(backbone, "alpha"):
+        arguments["alpha"], name = backbone.alpha, name.removesuffix(f"_{backbone.alpha}")
     applications = keras.applications
     found = {known.lower(): known for known in dir(applications) if callable(getattr(applications, known))}
     name = name.replace("_", "")
@@ -61,7 +62,7 @@ def _arrays(run, made):
     variables = {name: tree["backbone"] for name, tree in run.variables.items()}
     ours = backbone.keras_layers()
     leaves = keras_layout.leaves(ours, variables)
-    theirs = [layer for layer in made.layers if layer.weights]
+    theirs = layers_of(made)
     arrays: Arrays = {}
     for class_name in {layer.class_name for layer in ours} | {type(layer).__name__ for layer in theirs}:
         layers = [layer for layer in ours if layer.class_name == class_name]

@@ -20,6 +20,7 @@ from tltrain.models.attention import attention, rows_of
 from tltrain.models.hub_backbone import HubBackbone
 from tltrain.models.transformer import ACTIVATIONS
 
+_ACTIVATIONS = ACTIVATIONS | {"gelu": functools.partial(nn.gelu, approximate=False)}
 _HEADS = (r"cls\..*", r"vocab_.*", r"classifier\..*", r"pre_classifier\..*")
 # what a field of `Bert` is called in the config.json of each family
 _FIELDS = {
@@ -100,7 +101,7 @@ class Layer(nn.Module):
         q, k, v = (dense(features, name)(hidden) for name in ("query", "key", "value"))
         attended = dense(features, "attended")(attention(q, k, v, x, self.num_heads))
         hidden = self.norm(name=names["attention_norm"])(hidden + attended)
-        wide = ACTIVATIONS[self.activation](dense(between, "up")(hidden))
+        wide = _ACTIVATIONS[self.activation](dense(between, "up")(hidden))
         return x | {"hidden": self.norm(name=names["norm"])(hidden + dense(features, "down")(wide))}
 
 

@@ -125,16 +125,22 @@ def _depthwise_backward(strides, residuals, grad):
     dilated = lax.pad(grad, jnp.zeros((), grad.dtype), ((0, 0, 0), *spatial, (0, 0, 0)))
     grad_x = _depthwise(dilated, kernel[::-1, ::-1], (1, 1))
 
-    def add_image(sums, image_and_grad):
-        image, g = image_and_grad
-        taps = views(image[None], kernel.shape[:2], strides)
-        return [total + tap[0] * g for total, (_, tap) in zip(sums, taps, strict=True)], None
+    # few rows of the kernel and one image at a time: the sums over the map stay in the cache, each product is one loop
+    rows = kernel.shape[0] if kernel.shape[0] <= 3 else 1
 
-    # one image at a time: the sums over the map stay in the cache, and each product is one fused loop
-    zeros = [jnp.zeros(grad.shape[1:], jnp.float32)] * math.prod(kernel.shape[:2])
-    sums, _ = lax.scan(add_image, zeros, (x, grad))
-    grad_kernel = jnp.stack([total.sum((0, 1)) for total in sums]).reshape(kernel.shape)
-    return grad_x, grad_kernel.astype(kernel.dtype)
+    def of_rows(first):
+        def add_image(sums, image_and_grad):
+            image, g = image_and_grad
+            met = lax.dynamic_slice_in_dim(image, first, (len(g) - 1) * strides[0] + rows)
+            taps = views(met[None], (rows, kernel.shape[1]), strides)
+            return [total + tap[0] * g for total, (_, tap) in zip(sums, taps, strict=True)], None
+
+        zeros = [jnp.zeros(grad.shape[1:], jnp.float32)] * (rows * kernel.shape[1])
+        sums, _ = lax.scan(add_image, zeros, (x, grad))
+        return jnp.stack([total.sum((0, 1)) for total in sums])
+
+    sums = of_rows(0) if rows == kernel.shape[0] else lax.map(of_rows, jnp.arange(kernel.shape[0]))
+    return grad_x, sums.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

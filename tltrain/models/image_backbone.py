@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from tltrain import hub
 from tltrain.data.kinds.images import Images
-from tltrain.errors import ConfigError
+from tltrain.errors import ConfigError, WeightsError
+from tltrain.models import hub_config
 from tltrain.models.backbone import Backbone
 from tltrain.models.layers import BatchNorm
 
@@ -70,7 +72,12 @@ class ImageBackbone(Backbone):
     poolings: ClassVar[tuple[str, ...]] = ("auto",)  # values that `model.pool` may have
 
     def resolve(self, config: ConfigDict) -> None:
-        """A `data.image_size` of None becomes that of the backbone, and published weights are those of ImageNet."""
+        """A `data.image_size` of None becomes that of the backbone, and published weights are those of ImageNet.
+
+        Raises:
+            ConfigError: a value it cannot have.
+            WeightsError: files beside weights of the Hub say other pixels than those it was trained on.
+        """
         if config.model.weights == "pretrained":
             config.model.weights = "imagenet"
         if config.model.pool not in self.poolings:
@@ -84,6 +91,20 @@ class ImageBackbone(Backbone):
             raise ConfigError(
                 f"data.image_size = {config.data.image_size}, allowed with {config.model.backbone}: at least "
                 f"{self.min_size} pixels each"
+            )
+
+        if self.hub_prefixes and hub.place_of(config.model.weights) and not hub.is_random(config.model.weights):
+            self._compare_pixels(config.model)
+
+    def _compare_pixels(self, model):
+        if (said := hub_config.pixels_of(model.weights)) is None:
+            return
+        path, found = said
+        if (found.mean, found.std) != NORMALIZED[self.pixels] or found.size not in (None, self.input_size):
+            raise WeightsError(
+                f"{path} says images of {found.size or self.input_size} pixels with mean {found.mean} and deviation "
+                f"{found.std}, {model.backbone} was trained on {self.input_size} with mean and deviation "
+                f"{NORMALIZED[self.pixels]}; take the backbone these weights are of"
             )
 
     def configured(self, config: ConfigDict) -> "ImageBackbone":

@@ -17,6 +17,7 @@ from tltrain.runtime import parallel
 
 Value = TypeVar("Value")
 
+LAYER_SCALE = 1e-6  # initial
 KERNEL_INIT = jax.jit(nn.initializers.he_normal(), static_argnums=(1, 2))  # equal shapes are traced once
 
 
@@ -138,6 +139,27 @@ def conv_bn(x: jax.Array, conv: nn.Module, norm: BatchNorm, train: bool) -> jax.
         return norm(conv(x))
     scale, shift = norm.affine()
     return conv(x, scale) + shift.astype(x.dtype)
+
+
+class LayerScale(nn.Module):
+    """The product with `gamma`, float32 `[C]`, small at first (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    keras_class: ClassVar[str] = "LayerScale"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., C]` to the same shape."""
+        gamma = self.param("gamma", nn.initializers.constant(LAYER_SCALE), x.shape[-1:], jnp.float32)
+        return x * gamma.astype(x.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415) by `erf`; `nn.gelu` has `erfc`, which takes CPUs longer.
+
+    In float32, for the sum with `erf` loses what is small of it.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:

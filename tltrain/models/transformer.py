@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from tltrain.models.attention import attend
-from tltrain.models.layers import Conv, constant
+from tltrain.models.layers import Conv, LayerScale, constant, gelu
 from tltrain.models.positions import resized
 
 Norm = Callable[..., nn.Module]
 
 # by their names in files of the Hub
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": nn.gelu,
     "gelu_pytorch_tanh": nn.gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -65,17 +65,6 @@ class Learned(nn.Module):
     def __call__(self) -> jax.Array:
         """The array."""
         return self.param("value", nn.initializers.normal(0.02), self.shape, jnp.float32)
-
-
-class LayerScale(nn.Module):
-    """A factor for each feature. Parameter `gamma` `[C]`, float32."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[..., C]` to the same shape."""
-        return x * self.param("gamma", nn.initializers.ones, (self.features,), jnp.float32).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
@@ -142,7 +131,7 @@ class Layer(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype)
 
         def scale(y, name):
-            return LayerScale(sizes.features, name=name)(y) if sizes.scaled else y
+            return LayerScale(name=name)(y) if sizes.scaled else y
 
         normed = self.norm(name=names.norm_before)(x)
         kept = slice(0, 1 if self.first_only else None)

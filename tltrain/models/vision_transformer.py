@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from tltrain import hub
 from tltrain.errors import ConfigError, WeightsError
 from tltrain.models import hub_config
 from tltrain.models.backbone import Layout
@@ -88,16 +87,10 @@ class VisionTransformer(HubBackbone, ImageBackbone):
         raise NotImplementedError
 
     def resolve(self, config: ConfigDict) -> None:
-        """Its weights, pooling and image size where a config names none; what files say of pixels is compared.
-
-        Raises:
-            ConfigError: a value it cannot have.
-            WeightsError: files beside the weights say other pixels than those it was declared with.
-        """
+        """Its weights, pooling and image size where a config names none."""
         model = config.model
         HubBackbone.resolve(self, config)
         given = self.sized(config)
-        given._compare_pixels(config)
         if model.pool == "auto":
             model.pool = given.pooling
         ImageBackbone.resolve(given, config)
@@ -151,21 +144,6 @@ class VisionTransformer(HubBackbone, ImageBackbone):
                 "and size of pixels are read there, or name a backbone that has them"
             )
         return said
-
-    def _compare_pixels(self, config):
-        """Raises where files beside the weights say another scaling or size than `pixels` and `input_size`."""
-        if hub.place_of(config.model.weights) is None or hub.is_random(config.model.weights):
-            return
-        said = hub_config.pixels_of(config.model.weights)
-        if said is None:
-            return
-        path, found = said
-        if (found.mean, found.std) != NORMALIZED[self.pixels] or found.size not in (None, self.input_size):
-            raise WeightsError(
-                f"{path} says images of {found.size or self.input_size} pixels with mean {found.mean} and deviation "
-                f"{found.std}, {config.model.backbone} was trained on {self.input_size} with mean and deviation "
-                f"{NORMALIZED[self.pixels]}; take the backbone these weights are of"
-            )
 
     def facts(self) -> dict[str, Any]:
         """The scaling, and what does not show in the shapes of variables."""

@@ -16,6 +16,7 @@ from tltrain.errors import ConfigError
 from tltrain.models import (
     bert_variants,
     clip,
+    convnext,
     densenet,
     dinov2,
     efficientnet,
@@ -34,6 +35,7 @@ from tltrain.models import (
 )
 from tltrain.models.backbone import Backbone
 from tltrain.models.classifier import HEAD_INIT, Classifier
+from tltrain.models.layers import LAYER_SCALE
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **vgg.VARIANTS,
@@ -51,6 +53,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **clip.VARIANTS,
     **siglip.VARIANTS,
     **efficientnet_v2.VARIANTS,
+    **convnext.VARIANTS,
     **bert_variants.VARIANTS,
 }
 
@@ -134,7 +137,7 @@ def create(config: ConfigDict, num_outputs: int) -> Classifier:
 def shapes(model: Classifier) -> dict:
     """`{"params": {"backbone", "head"}, "batch_stats": {"backbone"}}` of shapes and dtypes; nothing is computed."""
     found = jax.eval_shape(model.init, jax.random.key(0), model.backbone.example())
-    return {"batch_stats": {"backbone": {}}} | found  # VGG has no statistics
+    return {"batch_stats": {"backbone": {}}} | found  # VGG and ConvNeXt have no statistics
 
 
 def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
@@ -162,10 +165,12 @@ def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
 def _random(name, shape, rng):
     """An initial array by the name of its leaf: kernels by He et al. 2015, norms that change nothing.
 
-    Embeddings are small, as in `modeling_bert.py`, for what follows normalises their sum.
+    Embeddings are small, as in `modeling_bert.py`, for what follows normalises their sum; so is what blocks add.
     """
     if name in ("embedding", "value"):
         return rng.normal(0, 0.02, shape).astype(np.float32)
+    if name == "gamma":
+        return np.full(shape, LAYER_SCALE, np.float32)
     if name.endswith("kernel"):
         return rng.normal(0, np.sqrt(2 / math.prod(shape[:-1])), shape).astype(np.float32)
-    return np.full(shape, 1.0 if name in ("scale", "var", "gamma") else 0.0, np.float32)
+    return np.full(shape, 1.0 if name in ("scale", "var") else 0.0, np.float32)

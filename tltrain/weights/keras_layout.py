@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 
 from tltrain.models.backbone import KerasLayer
 
+_SCALE_AND_BIAS = ((("gamma",), ("params", "scale")), (("beta",), ("params", "bias")))
 _NORM = (
-    (("gamma",), ("params", "scale")),
-    (("beta",), ("params", "bias")),
+    *_SCALE_AND_BIAS,
     (("moving_mean",), ("batch_stats", "mean")),
     (("moving_variance",), ("batch_stats", "var")),
 )
+_KERNEL_AND_BIAS = ((("kernel",), ("params", "kernel")), (("bias",), ("params", "bias")))
 _CHANNELS_LAST = (0, 1, 3, 2)  # from a depthwise kernel [kh, kw, 1, C] to Keras' [kh, kw, C, 1]
 # class: its name in snake case, and of each array the names in files, the leaf, and how the leaf is transposed
 _CLASSES: dict[str, tuple[str, tuple[tuple, ...]]] = {
-    "Conv2D": ("conv2d", ((("kernel",), ("params", "kernel")), (("bias",), ("params", "bias")))),
+    "Conv2D": ("conv2d", _KERNEL_AND_BIAS),
+    "Dense": ("dense", _KERNEL_AND_BIAS),
     "DepthwiseConv2D": (
         "depthwise_conv2d",
         ((("depthwise_kernel", "kernel"), ("params", "kernel"), _CHANNELS_LAST),),
@@ -34,6 +36,9 @@ _CLASSES: dict[str, tuple[str, tuple[tuple, ...]]] = {
         ),
     ),
     "BatchNormalization": ("batch_normalization", _NORM),
+    "LayerNormalization": ("layer_normalization", _SCALE_AND_BIAS),
+    # whose array has no name of its own: Keras 3 numbers it through a session, as it does layers
+    "LayerScale": ("layer_scale", ((("gamma", "Variable", "variable"), ("params", "gamma")),)),
     "Normalization": (
         "normalization",
         ((("mean",), ("batch_stats", "mean")), (("variance",), ("batch_stats", "var"))),
@@ -41,6 +46,7 @@ _CLASSES: dict[str, tuple[str, tuple[tuple, ...]]] = {
 }
 # what NumPy calls the dtype of a dataset, and Keras that of a variable
 DTYPES = {"float32": "float32", "float16": "float16", "float64": "float64", "void16": "bfloat16"}
+_SEQUENTIAL = re.compile(r"(/sequential(_\d+)?/layers)+$")  # where a model within another keeps its layers
 _UNUSED = {"Normalization": ("count", "2")}  # arrays of a layer that no leaf needs
 
 
@@ -74,8 +80,8 @@ class FileLayer:
         return self.kind is not None and (self.name is None or _kind(self.name) == self.kind)
 
     def named(self, leaf: "Leaf") -> list[str]:
-        """Its arrays that are called as `leaf` is, whatever suffix follows: `kernel`, `kernel:0`."""
-        return [name for name in self.arrays if name.partition(":")[0] in leaf.keys]
+        """Its arrays that are called as `leaf` is, whatever suffix follows: `kernel`, `kernel:0`, `variable_3`."""
+        return [name for name in self.arrays if re.sub(r"_\d+$", "", name.partition(":")[0]) in leaf.keys]
 
 
 class Match(NamedTuple):
@@ -119,8 +125,12 @@ def named_layers(found: Mapping[str, Any], layers: list[KerasLayer]) -> list[Fil
 
 
 def stored_layers(found: Mapping[str, Any]) -> Iterator[list[FileLayer]]:
-    """The layers of each model in a Keras 3 `.weights.h5`, numbered by class: `layers/conv2d_3/vars/0`."""
+    """The layers of each model in a Keras 3 `.weights.h5`, numbered by class: `layers/conv2d_3/vars/0`.
+
+    A model that has `Sequential` ones among its layers comes once more, with their layers.
+    """
     models: dict[str, dict[str, FileLayer]] = {}
+    whole: dict[str, dict[str, FileLayer]] = {}
     for name, dataset in found.items():
         group, has_arrays, index = name.partition("/vars/")
         if has_arrays:
@@ -128,8 +138,11 @@ def stored_layers(found: Mapping[str, Any]) -> Iterator[list[FileLayer]]:
             kind = re.sub(r"_\d+$", "", key)
             written = dataset.parent.attrs.get("name")  # today's Keras writes it, older ones did not
             layer = FileLayer(group, None if written is None else str(written), kind)
-            models.setdefault(model, {}).setdefault(group, layer).arrays[index] = dataset
-    for layers in models.values():
+            layer = models.setdefault(model, {}).setdefault(group, layer)
+            layer.arrays[index] = dataset
+            whole.setdefault(_SEQUENTIAL.sub("", model), {})[group] = layer
+    whole = {name: layers for name, layers in whole.items() if layers.keys() != models.get(name, {}).keys()}
+    for layers in (*models.values(), *whole.values()):
         yield sorted(layers.values(), key=lambda layer: (layer.kind, _number(layer.group)))
 
 

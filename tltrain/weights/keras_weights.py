@@ -64,8 +64,8 @@ def _match_by_name(file, layers, leaves, path, found) -> Match:
     whole = [model for model in models if sum(len(layer.arrays) for layer in model) >= len(leaves)]
     matches = [keras_layout.match(layers, leaves, model) for model in whole or [max(models, key=len)]]
     fits = [match for match in matches if not match.faults]
-    if len(fits) > 1:
-        raise WeightsError(f"{path} holds {len(fits)} models that fit the backbone; save the one you mean alone")
+    if any(match.chosen != fits[0].chosen for match in fits):
+        raise WeightsError(f"{path} holds several models that fit the backbone; save the one you mean alone")
     match = fits[0] if fits else min(matches, key=lambda match: len(match.faults))
     used = {dataset.name.lstrip("/") for dataset in match.chosen.values()}
     groups = {name.partition("/vars/")[0] for name in used}

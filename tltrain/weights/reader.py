@@ -52,12 +52,15 @@ def load(path: Path, backbone: Backbone, shapes: dict, sha256: str = "") -> Load
     with foreign_errors(WeightsError, f"cannot read {path}", "check its permissions"), path.open("rb") as file:
         start = file.read(9)
     is_keras = start.startswith((_HDF5, _ZIP))
-    if hub_layout.leaves(backbone, shapes):
-        reader = keras_hub if is_keras else safetensors_file
-        return reader.load(path, backbone, shapes, sha256)
+    is_on_hub = bool(hub_layout.leaves(backbone, shapes))
+    if is_on_hub and not is_keras:
+        return safetensors_file.load(path, backbone, shapes, sha256)
+    layers = backbone.keras_layers()
+    if is_on_hub and not layers:
+        return keras_hub.load(path, backbone, shapes, sha256)
     if not is_keras and start[8:] == b"{":  # after the length of the header
         raise WeightsError(
             f"{path} is a safetensors file, and weights of {type(backbone).__name__} are read from Keras'; set "
             "model.weights to a Keras .h5 or .keras, or model.backbone to the network of the file"
         )
-    return keras_weights.load(path, backbone.keras_layers(), shapes, sha256)
+    return keras_weights.load(path, layers, shapes, sha256)
