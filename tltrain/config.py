@@ -97,7 +97,11 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.patience = 0  # ends after so many epochs without a better one; schedules keep their planned length; 0: never
     phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
     phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
-    phase.train_only = "all"  # leaves of the stages after it that train: "all" | "batch_norm" | "bias"; the head always
+    phase.train_only = "all"  # of the stages after it: "all" | "batch_norm" | "bias" | "lora"; the head always
+    phase.lora = lora = Keys()  # with train_only = "lora": factors that train beside kernels, which do not
+    lora.rank = 8  # of their product: columns of the first, rows of the second
+    lora.alpha = 16.0  # their product is added times alpha / rank
+    lora.targets = ("query", "value")  # layers that get them, by name or its end | ("all",): see docs/train.md
     phase.batch_norm = "inference"  # of trainable stages, "inference": stored statistics | "train": of the batch
     phase.remat = False  # compute stages again in the backward pass: more time, less memory of a GPU or TPU
     phase.augment = augment  # random augmentation of the training images

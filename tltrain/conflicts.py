@@ -8,6 +8,9 @@ from tltrain.rules import PHASES
 # keys that say how stages train, each where it does nothing
 _OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0, "remat": False}
 
+# the keys of LoRA, each at its default
+_OF_LORA = {"rank": 8, "alpha": 16.0, "targets": ("query", "value")}
+
 # what a head in closed form is solved with
 _OF_RIDGE = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
 
@@ -48,6 +51,15 @@ def between_keys(config: ConfigDict) -> list[str]:
             f"{name}.{key} = {phase[key]!r}, allowed: {off!r} with freeze_until = 'all', where no stage trains"
             for key, off in _OF_STAGES.items()
             if phase.freeze_until == "all" and phase[key] != off
+        ]
+        if phase.train_only == "lora" and phase.l2_sp:
+            problems.append(
+                f"{name}.l2_sp = {phase.l2_sp}, allowed: 0.0 with train_only = 'lora', by which kernels stay"
+            )
+        problems += [
+            f"{name}.lora.{key} = {phase.lora[key]!r}, allowed: {default!r} without {name}.train_only = 'lora'"
+            for key, default in _OF_LORA.items()
+            if phase.train_only != "lora" and phase.lora[key] != default
         ]
     if config.model.sha256 and hub.is_random(config.model.weights):
         problems.append(

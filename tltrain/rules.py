@@ -61,6 +61,10 @@ _COLUMNS = (
     lambda v: isinstance(v, tuple) and len(v) in (1, 2) and all(map(_COLUMN[0], v)) and len(set(v)) == len(v),
     "a tuple of the names of one or two columns",
 )
+_NAMES = (
+    lambda v: isinstance(v, tuple) and bool(v) and all(map(_COLUMN[0], v)) and len(set(v)) == len(v),
+    "a tuple of names of layers, each once, or ('all',)",
+)
 _WEIGHTS = (
     lambda v: isinstance(v, str) and v not in ("", "random:", "hf:", "random:hf:"),
     "'pretrained', 'imagenet', 'random', the path of a Keras .h5 or .keras, of a model.safetensors or its folder, "
@@ -138,7 +142,10 @@ _PHASE_RULES = {
     "patience": _EPOCHS,
     "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all' or None"),
     "unfreeze_every_epochs": _EPOCHS,
-    "train_only": _one_of("all", "batch_norm", "bias"),
+    "train_only": _one_of("all", "batch_norm", "bias", "lora"),
+    "lora.rank": _number(1, 4096, integer=True),
+    "lora.alpha": _number(0.001, 1_000_000),
+    "lora.targets": _NAMES,
     "batch_norm": _one_of("inference", "train"),
     "remat": _BOOL,
     "augment": _BOOL,

@@ -74,6 +74,13 @@ def test_two_devices_agree_with_one(tiny_text, tmp_path):
 WAYS = {
     "layer_decay": {"finetune.layer_decay": 0.7, "finetune.freeze_until": None},
     "bias": {"finetune.train_only": "bias"},
+    "lora": {"finetune.train_only": "lora", "finetune.layer_decay": 0.7, "finetune.ema": 0.5},
+    "gradual_lora": {
+        "finetune.train_only": "lora",
+        "finetune.lora.targets": ("all",),
+        "finetune.unfreeze_every_epochs": 1,
+        "finetune.epochs": 3,
+    },
     "gradual": {"finetune.unfreeze_every_epochs": 1, "finetune.epochs": 3},
     "strategies": {"finetune.ema": 0.5, "finetune.l2_sp": 0.1, "finetune.patience": 1, "loss.label_smoothing": 0.1},
     "ridge": {"probe.optimizer": "ridge", "probe.epochs": 1, "probe.weight_decay": 1.0},
@@ -84,7 +91,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", graded(WAYS, ["bias", "gradual", "ridge", "mean"]))
+@pytest.mark.parametrize("way", graded(WAYS, ["bias", "lora", "gradual", "ridge", "mean"]))
 def test_every_way_to_train_takes_texts(tiny_text, tmp_path, way):
     tiny_text.update_from_flattened_dict(WAYS[way])
     result = run(tiny_text, tmp_path / "run")

@@ -26,12 +26,14 @@ from references import (
     pooled,
     variables_of,
 )
+from test_adapters import moved
 from test_freeze import batch_of, same, step_of
 
 from tltrain import config as config_lib
 from tltrain.errors import ConfigError
 from tltrain.experiment import sweeping
 from tltrain.models import (
+    adapters,
     clip,
     convnext,
     convolution,
@@ -343,6 +345,26 @@ def test_stages_run_in_part_as_they_run_in_one(family):
 
 
 HALVES = [(family, "middle") for family in TINY if family not in ("mobilenet_v2", "xception", "vit", "clip")]
+
+
+@pytest.mark.parametrize("family", sorted(TINY.keys() - {"vgg"}))  # which has no convolution of 1x1
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "train"])
+def test_factors_give_what_the_merged_kernels_give(family, train):
+    model, variables = tiny(family)
+    lora = adapters.Lora(2, 2.0, ("all",), seed=0)
+    params = moved(adapters.with_factors(variables["params"], model.backbone.stages, lora))
+    images = batch_of(size=model.backbone.min_size)["inputs"]
+
+    @jit
+    def logits(params):
+        return model.apply(variables | {"params": params}, images, 0, train, mutable=["batch_stats"])[0]
+
+    with adapters.applied(lora):
+        beside = logits(params)
+    merged = adapters.merged(params, lora)
+    assert jax.tree.structure(merged) == jax.tree.structure(variables["params"])
+    assert_close(beside, logits(merged))
+    assert np.abs(beside - logits(variables["params"])).max() > 1e-2 * np.abs(beside).max()
 
 
 @pytest.mark.bits

@@ -15,6 +15,12 @@ from tltrain.models import zoo
 VARIANTS = {
     "plain": {},
     "one kind of leaf": {"probe.epochs": 0, "finetune.train_only": "batch_norm"},
+    "factors": {
+        "probe.epochs": 0,
+        "finetune.train_only": "lora",
+        "finetune.lora.targets": ("all",),
+        "finetune.ema": 0.5,
+    },
     "strategies": {
         "finetune.mixup": 0.4,
         "finetune.cutmix": 1.0,

@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "weight_decay": 0.1},
     "clipped": {"optimizer": "adam", "clip_norm": 0.1, "schedule": "cosine", "warmup_epochs": 1.0},
     "bias_only": {"train_only": "bias"},
+    "lora": {"train_only": "lora", "lora": {"targets": ("all",)}},
 }
 
 
@@ -52,9 +53,10 @@ def batch_of(seed=0, num_classes=3, size=SIZE):
 def step_of(freeze_until, start=0, batch_norm_train=True, epoch=0, made=None, task=SMOOTH, **phase_options):
     """A train step as the loop makes it, with its initial state and its plan in `epoch`."""
     model, variables = made or model_and_variables()
-    phase = default().finetune
+    config = default()
+    phase = config.finetune
     phase.update({"epochs": 2, "learning_rate": 1e-2, "freeze_until": freeze_until} | phase_options)
-    plan = freeze.plan(model.backbone.stages, freeze_until, phase.train_only)
+    plan = freeze.of_phase(config, "finetune", model.backbone.stages)
     now = freeze.at_epoch(plan, epoch, phase.unfreeze_every_epochs)
     tx = optim.make(phase, optim.make_schedule(phase, 2), plan, now)
     mixing = (phase.mixup, phase.cutmix)
@@ -94,10 +96,10 @@ def test_statistics_stay_where_trainable_stages_run_in_inference_mode():
     assert all(jax.tree.leaves(jax.tree.map(same, state.batch_stats, after.batch_stats)))
 
 
-@pytest.mark.parametrize("train_only", ["all", "bias", "batch_norm"])
+@pytest.mark.parametrize("train_only", ["all", "bias", "batch_norm", "lora"])
 @pytest.mark.parametrize("freeze_until", ["block_1", "all"])
 def test_the_optimizer_holds_no_slots_for_frozen_leaves(freeze_until, train_only):
-    _, state, plan = step_of(freeze_until, train_only=train_only)
+    _, state, plan = step_of(freeze_until, train_only=train_only, lora={"targets": ("all",)})
     trainable, _ = freeze.split(state.params, plan)
     slots = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     wanted = sum(leaf.size for leaf in jax.tree.leaves(trainable))

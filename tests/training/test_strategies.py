@@ -170,14 +170,14 @@ def test_a_phase_too_short_to_unfreeze_all_is_refused(tiny, tmp_path):
 
 
 def test_the_average_is_the_one_computed_by_hand_and_training_goes_on_without_it():
-    step, state, _ = step_of("block_2", ema=0.7, optimizer="sgd")
+    step, state, plan = step_of("block_2", ema=0.7, optimizer="sgd")
     plain_step, plain, _ = step_of("block_2", optimizer="sgd")
     step, plain_step, expected = jax.jit(step), jax.jit(plain_step), state.params
     for i in range(3):
         state, _ = step(state, batch_of(i))
         plain, _ = plain_step(plain, batch_of(i))
         expected = jax.tree.map(lambda a, p: 0.7 * a + 0.3 * p, expected, plain.params)
-    model = steps.variables(state)
+    model = steps.variables(state, plan)
     for path, leaf in jax.tree.leaves_with_path(expected):
         found = functools.reduce(lambda tree, key: tree[key.key], path, model["params"])
         np.testing.assert_allclose(found, leaf, rtol=1e-5, atol=1e-7)

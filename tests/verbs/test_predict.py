@@ -49,7 +49,15 @@ def test_predictions_are_those_the_report_counts(done):
 
 @pytest.mark.bits
 @pytest.mark.parametrize(
-    "changes", [{}, {"finetune.epochs": 0}, {"probe.epochs": 0}, {"finetune.freeze_until": None}], ids=str
+    "changes",
+    [
+        {},
+        {"finetune.epochs": 0},
+        {"probe.epochs": 0},
+        {"finetune.freeze_until": None},
+        {"probe.epochs": 0, "finetune.train_only": "lora", "finetune.lora.targets": ("all",)},
+    ],
+    ids=str,
 )
 def test_logits_of_predict_are_bitwise_those_of_the_evaluation(tiny, tmp_path, images, monkeypatch, changes):
     tiny.update_from_flattened_dict(changes)

@@ -108,17 +108,17 @@ def model_of(path: Path, config: ConfigDict, model: Classifier, phase: str, step
     Raises:
         WeightsError: the checkpoint is missing or damaged.
     """
-    options, shapes = config[phase], zoo.shapes(model)
-    plan = freeze.plan(model.backbone.stages, options.freeze_until, options.train_only)
-    folder, constants = path / "checkpoints" / phase, freeze.constants(plan, shapes["params"])
+    shapes, plan = zoo.shapes(model), freeze.of_phase(config, phase, model.backbone.stages)
+    params = freeze.with_factors(shapes["params"], plan)
+    folder, constants = path / "checkpoints" / phase, freeze.constants(plan, params)
     with contextlib.closing(Checkpoints(folder, config.checkpoint.keep, constants)) as checkpoints:
         step = checkpoints.best() if step is None else step
         if step is None:
             raise WeightsError(f"no sound checkpoint of {phase}; in {folder}; start in a new workdir")
         leaves, _ = checkpoints.restore(step)
-    average = freeze.split(shapes["params"], plan)[0] if options.ema else None
-    like = steps.TrainState(jnp.int32(step), shapes["params"], shapes["batch_stats"], (), average)
-    return steps.variables(with_leaves(like, leaves))
+    average = freeze.split(params, plan)[0] if config[phase].ema else None
+    like = steps.TrainState(jnp.int32(step), params, shapes["batch_stats"], (), average)
+    return steps.variables(with_leaves(like, leaves), plan)
 
 
 def evaluate(run: Finished, split: Split, process: Process, features: np.ndarray | None = None) -> Evaluation:

@@ -97,7 +97,7 @@ def _eval_step(heads, batch, *, group: Group, axis_name: str | None = None):
 
     def one(head, batch):
         fixed = {"model": group.setup.model, "task": group.setup.task}
-        return steps.eval_step(steps.variables(head.state), batch, **fixed, axis_name=axis_name)
+        return steps.eval_step(steps.variables(head.state, group.plan), batch, **fixed, axis_name=axis_name)
 
     return jax.vmap(jax.vmap(one, (0, None), (0, 1)), (0, 1), (0, 1))(heads, batch)
 

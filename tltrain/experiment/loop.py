@@ -24,8 +24,8 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         DivergedError: a loss or gradient is not finite.
         TerminatedError: `run.process.stop()` was true; the state is saved.
     """
-    frozen = {"params": state.params, "batch_stats": state.batch_stats}
-    train, val = (run.inputs.of_phase(phase.name, split, frozen) for split in ("train", "val"))
+    variables = steps.variables(state, phase.plan)
+    train, val = (run.inputs.of_phase(phase.name, split, variables) for split in ("train", "val"))
     shapes = len(train.shapes(0))
     several = f", for {shapes} shapes of batches" if shapes > 1 else ""
     console.say(f"Compiling the training and evaluation steps{several} ...")
@@ -42,7 +42,7 @@ def train(run: Run, phase: Phase, state: steps.TrainState) -> None:
         with pace.at(pace.STEADY, f"{phase.name} from {now.cut}"):
             state, total = _train_epoch(run, phase, train_step, train, state, epoch)
         passed = time.perf_counter() - started
-        found = evaluate_split(run, steps.variables(state), val, "val")
+        found = evaluate_split(run, steps.variables(state, phase.plan), val, "val")
         if found is None:
             _stop(run, phase, state, total)
         rate = (phase.steps_per_epoch - first) * run.setup.config.batch_size / passed

@@ -164,14 +164,14 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         _rewind_metrics(run, phase, int(state.step))
         if not loop.is_over(fixed, name, phase.record["history"]):
             console.say(report.phase_line(name, phase.config, int(state.step), phase.num_steps))
-            report.show_parameters(params, phase.plan)
+            report.show_parameters(state.params, phase.plan)
             (ridge.fit if phase.config.optimizer == "ridge" else loop.train)(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])
     num_examples = fixed.data.splits["train"].num_examples
-    result = report.phase_result(phase.config, phase.record, best, num_examples, params, phase.plan)
-    return steps.variables(state), result
+    result = report.phase_result(phase.config, phase.record, best, num_examples, state.params, phase.plan)
+    return steps.variables(state, phase.plan), result
 
 
 def _rewind_metrics(run, phase, step):

@@ -4,22 +4,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from tltrain.errors import ConfigError
+from tltrain.models import adapters
 
 
 class Plan(NamedTuple):
     """What trains: the head, and of the `stages`, in forward order, the leaves of a kind in those from index `cut` on.
 
     `train_only` is the kind: `"all"`, `"batch_norm"` (scale and bias of normalisation; Frankle et al. 2021, arXiv
-    2003.00152) or `"bias"` (of every layer, normalisation included; BitFit, Ben Zaken et al. 2022, arXiv 2106.10199). A
-    stage from `cut` on is trainable even where some of its leaves are not: the gradient passes it, and its BatchNorm
-    follows the config.
+    2003.00152), `"bias"` (of every layer, normalisation included; BitFit, Ben Zaken et al. 2022, arXiv 2106.10199) or
+    `"lora"`, the factors that `lora` describes. A stage from `cut` on is trainable even where some of its leaves are
+    not: the gradient passes it, and its BatchNorm follows the config.
     """
 
     stages: tuple[str, ...]
     cut: int
     train_only: str = "all"
+    lora: adapters.Lora | None = None
 
     def labels(self, params: Any) -> Any:
         """A tree like `params`, arrays or shapes, of `"frozen"` and `"trainable"`.
@@ -65,6 +68,20 @@ def plan(stages: Sequence[str], freeze_until: str | None, train_only: str = "all
     return Plan(tuple(stages), cut(stages, freeze_until), train_only)
 
 
+def of_phase(config: ConfigDict, phase: str, stages: Sequence[str]) -> Plan:
+    """What trains in `phase` of a whole `config`, at its end where stages are unfrozen one by one; raises as `cut`."""
+    options = config[phase]
+    found = plan(stages, options.freeze_until, options.train_only)
+    if options.train_only != "lora":
+        return found
+    return found._replace(lora=adapters.Lora(**options.lora, seed=config.seed))
+
+
+def with_factors(params: Any, plan: Plan) -> Any:
+    """`params`, arrays or shapes, with all that trains by `plan`: see `adapters.with_factors`."""
+    return adapters.with_factors(params, plan.stages[plan.cut :], plan.lora)
+
+
 def at_epoch(plan: Plan, epoch: int, every: int) -> Plan:
     """What of `plan` trains in `epoch`, from 0, where one more stage is unfrozen `every` so many epochs, from the top.
 
@@ -81,7 +98,12 @@ def num_epochs_to(cut: int, num_stages: int, every: int) -> int:
 
 def _trains(name, leaves, train_only):
     """Whether the leaf `name` of a layer of `leaves` is of the kind `train_only`."""
-    return {"all": True, "batch_norm": set(leaves) <= {"scale", "bias"}, "bias": name == "bias"}[train_only]
+    return {
+        "all": True,
+        "batch_norm": set(leaves) <= {"scale", "bias"},
+        "bias": name == "bias",
+        "lora": name in adapters.FACTORS,
+    }[train_only]
 
 
 def constants(plan: Plan, params: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from tltrain.config import PHASES
 from tltrain.data.kinds.kind import Kind
 from tltrain.errors import ConfigError
 from tltrain.models import (
+    adapters,
     bert_variants,
     clip,
     convnext,
@@ -69,7 +70,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     _check_kind(config, backbone.kind)
     take_back(config, backbone.kind)
     backbone.resolve(config)
-    _check_stages(config, backbone.configured(config).stages)
+    _check_stages(config, backbone.configured(config))
     return config
 
 
@@ -111,12 +112,15 @@ def take_back(config: ConfigDict, kind: type[Kind]) -> None:
             config[phase].augment = False
 
 
-def _check_stages(config, stages):
+def _check_stages(config, backbone):
+    stages = backbone.stages
     for phase in PHASES:
         if not config[phase].epochs:
             continue
         try:
             cut = freeze.cut(stages, config[phase].freeze_until)
+            if config[phase].train_only == "lora":
+                adapters.check(_backbone_shapes(backbone), stages[cut:], config[phase].lora.targets)
         except ConfigError as error:
             raise ConfigError(f"{phase}.{error}") from None
         every, epochs = config[phase].unfreeze_every_epochs, config[phase].epochs
@@ -125,6 +129,11 @@ def _check_stages(config, stages):
                 f"{phase}.epochs = {epochs} ends before all {len(stages) - cut} stages after freeze_until train; with "
                 f"unfreeze_every_epochs = {every}; allowed: from {needed} on, or a later freeze_until"
             )
+
+
+@functools.cache
+def _backbone_shapes(backbone):
+    return jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())["params"]
 
 
 def create(config: ConfigDict, num_outputs: int) -> Classifier:

@@ -52,8 +52,7 @@ class Setup(NamedTuple):
 
     def plan(self, phase: str) -> freeze.Plan:
         """What trains in a phase, at its end where stages are unfrozen one by one."""
-        options = self.config[phase]
-        return freeze.plan(self.model.backbone.stages, options.freeze_until, options.train_only)
+        return freeze.of_phase(self.config, phase, self.model.backbone.stages)
 
 
 def read_data(config: ConfigDict) -> Data:

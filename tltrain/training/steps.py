@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from tltrain.data.pipeline import Batch
-from tltrain.models import freeze
+from tltrain.models import adapters, freeze
 from tltrain.models.classifier import Classifier, run_frozen
 from tltrain.runtime import parallel
 from tltrain.training import metrics, mix
@@ -62,19 +62,24 @@ class TrainState:
 def create_state(
     params: Any, batch_stats: Any, tx: optax.GradientTransformation, plan: freeze.Plan, ema: float
 ) -> TrainState:
-    """The state at step 0 of a phase: parameters carried over, optimizer fresh, their average begun at them."""
+    """The state at step 0 of a phase: parameters carried over, optimizer fresh, their average begun at them.
+
+    Factors of LoRA are new where `plan` has them.
+    """
+    params = freeze.with_factors(params, plan)
     # a copy: the memory of a state is handed on to the next
     average = jax.tree.map(jnp.array, freeze.split(params, plan)[0]) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
 
 
-def variables(state: TrainState) -> dict:
-    """The model that `state` stands for: what is evaluated and handed on. Averaged leaves are those of the average.
+def variables(state: TrainState, plan: freeze.Plan) -> dict:
+    """The model that `state` of a phase with `plan` stands for: what is evaluated and handed on.
 
-    BatchNorm statistics are not averaged twice: they are a moving average already.
+    Averaged leaves are those of the average, and factors of LoRA are part of their kernels. BatchNorm statistics are
+    not averaged twice: they are a moving average already.
     """
     params = state.params if state.average is None else freeze.merge(state.average, state.params)
-    return {"params": params, "batch_stats": state.batch_stats}
+    return {"params": adapters.merged(params, plan.lora), "batch_stats": state.batch_stats}
 
 
 def _train_losses(task, logits, batch):
@@ -122,9 +127,10 @@ def train_step(
 
     def summed_loss(trainable):
         variables = {"params": freeze.merge(trainable, frozen), "batch_stats": state.batch_stats}
-        logits, updated = model.apply(
-            variables, inputs, plan.cut, recipe.batch_norm_train, keys, mutable=["batch_stats"]
-        )
+        with adapters.applied(plan.lora):
+            logits, updated = model.apply(
+                variables, inputs, plan.cut, recipe.batch_norm_train, keys, mutable=["batch_stats"]
+            )
         losses = _train_losses(recipe.task, logits, batch)
         batch_stats = updated.get("batch_stats", state.batch_stats)
         return jnp.where(batch["mask"], losses, 0.0).sum(), (logits, losses, batch_stats)
