@@ -28,9 +28,11 @@ def sweep():
         "resnet50",
         "resnet50_v2",
         "inception_v3",
+        "inception_resnet_v2",
         "xception",
         "mobilenet_v1",
         "densenet121",
+        "nasnet_mobile",
         "efficientnet_b0",
     ):
         yield {"model.backbone": backbone, "model.weights": "random"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import graded
 from PIL import Image
-from references import variables_of
+from references import FIRST, variables_of
 from test_main import ENVIRONMENT
 
 from tltrain.config import default
@@ -251,7 +251,7 @@ def test_a_stopped_export_leaves_nothing(images, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["vgg16", "inception_v3", "xception", "efficientnet_b0"])
+@pytest.mark.parametrize("name", FIRST)
 def test_every_family_is_exported_as_its_network_of_keras(name, tmp_path):
     config = default()
     config.update_from_flattened_dict({"model.backbone": name, "model.weights": "random", "batch_size": 2})
