@@ -1,6 +1,7 @@
 """Every backbone is the model of that name in Keras, and keeps the contract of stages and of freezing."""
 
 import functools
+import inspect
 import itertools
 import runpy
 from importlib import metadata
@@ -112,6 +113,13 @@ def test_parameter_counts_and_names_shapes_and_order_of_layers_are_those_of_kera
     assert (without, without + head) == PARAMETERS[name]
     if name in MAKERS:  # MobileNetV2 of other widths has the names of that of width 1
         assert make["fingerprint_of_backbone"](backbone.keras_layers(), shapes) == int(golden(name)["layers"])
+
+
+def test_every_network_of_keras_applications_is_in_the_zoo():
+    makers = [found for found in vars(keras.applications).values() if callable(found)]
+    networks = {maker.__name__ for maker in makers if "weights" in inspect.signature(maker).parameters}
+    assert {maker.__name__ for maker in MAKERS.values()} == networks
+    assert MAKERS.keys() <= zoo.BACKBONES.keys()
 
 
 @pytest.mark.full
