@@ -42,11 +42,13 @@ KERAS = {  # one of each family, and its name in keras.applications
     "resnet50": "ResNet50",
     "resnet50_v2": "ResNet50V2",
     "inception_v3": "InceptionV3",
+    "inception_resnet_v2": "InceptionResNetV2",
     "xception": "Xception",
     "mobilenet_v1": "MobileNet",
     "mobilenet_v2": "MobileNetV2",
     "mobilenet_v3_small": "MobileNetV3Small",
     "densenet121": "DenseNet121",
+    "nasnet_mobile": "NASNetMobile",
     "efficientnet_b0": "EfficientNetB0",
     "efficientnet_v2_b0": "EfficientNetV2B0",
     "convnext_tiny": "ConvNeXtTiny",
@@ -154,6 +156,11 @@ def time_compilation(names):
     print(f"| {names[0]} | {x.shape[1]}x{x.shape[2]} | {traced - started:.1f} | {compiled:.1f} |")
 
 
+def shape_of(tree):
+    """Of an example of a batch, whose arrays may be several."""
+    return ", ".join("x".join(map(str, leaf.shape[1:])) for leaf in jax.tree.leaves(tree))
+
+
 def time_stages(name):
     """Each stage of a batch of 8 by itself, medians of five."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
@@ -166,15 +173,15 @@ def time_stages(name):
         constants = variables | make(variables)
         run = jax.jit(functools.partial(run_frozen, model, start=i, stop=i + 1), compiler_options=forward_options())
         plain = jax.jit(functools.partial(run_frozen, model, start=i, stop=i + 1))
-        gflop = plain.lower(variables | {"constants": {}}, y[:1]).cost_analysis()["flops"] / 1e9
+        one = jax.tree.map(lambda leaf: leaf[:1], y)
+        gflop = plain.lower(variables | {"constants": {}}, one).cost_analysis()["flops"] / 1e9
         compiled, seconds = run.lower(constants, y).compile(), []
         for _ in range(6):
             started = time.perf_counter()
             result = jax.block_until_ready(compiled(constants, y))
-            seconds.append((time.perf_counter() - started) / len(y))
+            seconds.append((time.perf_counter() - started) / len(x))
         spent = statistics.median(seconds[1:])
-        shapes = f"{'x'.join(map(str, y.shape[1:]))} | {'x'.join(map(str, result.shape[1:]))}"
-        print(f"| {stage} | {shapes} | {spent * 1e3:.2f} | {gflop / spent:.0f} |", flush=True)
+        print(f"| {stage} | {shape_of(y)} | {shape_of(result)} | {spent * 1e3:.2f} | {gflop / spent:.0f} |", flush=True)
         y = result
 
 

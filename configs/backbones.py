@@ -1,7 +1,7 @@
 """Which backbone: one probe on the cats and dogs for one of each family, at the image size it was trained on.
 
 python -m tltrain.sweep --config configs/backbones.py --workdir runs/backbones --seeds 3
-Weights are Keras' ImageNet ones, downloaded once (600 MB in all). MobileNetV1 is not among them, for Keras publishes no
+Weights are Keras' ImageNet ones, downloaded once (700 MB in all). MobileNetV1 is not among them, for Keras publishes no
 hash of its file: give its path as `model.weights` in an arm of its own.
 """
 
@@ -22,9 +22,11 @@ def sweep():
         "resnet50",
         "resnet50_v2",
         "inception_v3",
+        "inception_resnet_v2",
         "xception",
         "mobilenet_v3_small",
         "densenet121",
+        "nasnet_mobile",
         "efficientnet_b0",
         "efficientnet_v2_b0",
         "convnext_tiny",

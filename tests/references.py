@@ -23,6 +23,7 @@ FAMILIES = {
         {"resnet50_v2": APPS.ResNet50V2, "resnet101_v2": APPS.ResNet101V2, "resnet152_v2": APPS.ResNet152V2},
     ),
     "inception_v3": (APPS.inception_v3, {"inception_v3": APPS.InceptionV3}),
+    "inception_resnet_v2": (APPS.inception_resnet_v2, {"inception_resnet_v2": APPS.InceptionResNetV2}),
     "xception": (APPS.xception, {"xception": APPS.Xception}),
     "mobilenet_v1": (APPS.mobilenet, {"mobilenet_v1": APPS.MobileNet}),
     "mobilenet_v2": (APPS.mobilenet_v2, {"mobilenet_v2": APPS.MobileNetV2}),
@@ -34,6 +35,7 @@ FAMILIES = {
         APPS.densenet,
         {"densenet121": APPS.DenseNet121, "densenet169": APPS.DenseNet169, "densenet201": APPS.DenseNet201},
     ),
+    "nasnet": (APPS.nasnet, {"nasnet_mobile": APPS.NASNetMobile, "nasnet_large": APPS.NASNetLarge}),
     "efficientnet": (
         APPS.efficientnet,
         {f"efficientnet_b{i}": getattr(APPS, f"EfficientNetB{i}") for i in range(8)},
@@ -139,10 +141,12 @@ MIDDLE = {
     "resnet": ("conv4_block2", "{}_out"),
     "resnet_v2": ("conv4_block2", "{}_out"),
     "inception_v3": ("mixed5", "{}"),
+    "inception_resnet_v2": ("block17_8", "{}_ac"),
     "mobilenet_v1": ("conv_pw_6", "{}_relu"),
     "mobilenet_v2": ("block_8", "{}_add"),
     "mobilenet_v3": ("expanded_conv_5", "{}_add"),
     "densenet": ("conv4_block3", "{}_concat"),
+    "nasnet": ("normal_A_block_8", "normal_concat_8"),
     "efficientnet": ("block4b", "{}_add"),
     "efficientnet_v2": ("block4b", "{}_add"),
 }

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import runpy
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import TerminatedError, WorkdirError
 from tltrain.models import zoo
 from tltrain.models.classifier import run_frozen
+from tltrain.models.nasnet import NASNet
 from tltrain.runtime.process import Clock
 from tltrain.training.setup import load, read_data
 
@@ -202,6 +204,22 @@ def test_bfloat16_takes_half_the_space_and_rounds(tiny, tmp_path):
     assert sorted(halved) == pytest.approx([size / 2 for size in sorted(sizes.values())], rel=0.1)
     assert losses(rounded) == pytest.approx(losses(plain), rel=2e-2)
     assert losses(rounded) != losses(plain)
+
+
+def test_maps_of_two_sizes_are_stored_where_a_stage_hands_on_both(tiny, monkeypatch):
+    monkeypatch.setitem(zoo.BACKBONES, "tiny", functools.partial(NASNet, features=8, stem_features=4, num_blocks=1))
+    tiny.finetune.freeze_until = "reduction_A_block_stem_1"
+    setup = load(tiny, Clock())
+    split, variables = setup.data.splits["val"], zoo.init(setup.model, 0, None)
+    wanted, corrupt = features.Wanted(split, 2), pipeline.Corrupt(split, 0.0, print)
+    quiet = contextlib.nullcontext(lambda done: None)
+    found = features.ensure(setup, variables, wanted, None, corrupt, lambda *_: quiet)
+    rows = found.take(np.arange(split.num_examples))
+    assert {name: array.shape[1:] for name, array in rows.items()} == {"p": (15, 15, 4), "x": (8, 8, 8)}
+    pixels = jnp.stack([load_image(split.read(i), (32, 32), "stretch") for i in range(split.num_examples)])
+    expected = jax.jit(lambda v, x: run_frozen(setup.model, v, x, 0, 2))(variables, pixels)
+    for name, array in rows.items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-5 * float(expected[name].max()))
 
 
 def test_stored_views_train_as_the_augmented_images_of_their_epochs(tiny, tmp_path):

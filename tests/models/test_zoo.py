@@ -1,6 +1,7 @@
 """Every backbone is the model of that name in Keras, and keeps the contract of stages and of freezing."""
 
 import functools
+import inspect
 import itertools
 import runpy
 from importlib import metadata
@@ -41,10 +42,12 @@ from tltrain.models import (
     dinov2,
     efficientnet,
     efficientnet_v2,
+    inception_resnet_v2,
     inception_v3,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
+    nasnet,
     resnet,
     resnet_v2,
     siglip,
@@ -81,6 +84,7 @@ PARAMETERS = {
     "resnet101_v2": (42_626_560, 44_675_560),
     "resnet152_v2": (58_331_648, 60_380_648),
     "inception_v3": (21_802_784, 23_851_784),
+    "inception_resnet_v2": (54_336_736, 55_873_736),
     "xception": (20_861_480, 22_910_480),
     "mobilenet_v1": (3_228_864, 4_253_864),
     "mobilenet_v2": (2_257_984, 3_538_984),
@@ -94,6 +98,8 @@ PARAMETERS = {
     "densenet121": (7_037_504, 8_062_504),
     "densenet169": (12_642_880, 14_307_880),
     "densenet201": (18_321_984, 20_242_984),
+    "nasnet_mobile": (4_269_716, 5_326_716),
+    "nasnet_large": (84_916_818, 88_949_818),
     "efficientnet_b0": (4_049_571, 5_330_571),
     "efficientnet_b1": (6_575_239, 7_856_239),
     "efficientnet_b2": (7_768_569, 9_177_569),
@@ -136,11 +142,19 @@ def test_parameter_counts_and_names_shapes_and_order_of_layers_are_those_of_kera
         assert make["fingerprint_of_backbone"](backbone.keras_layers(), shapes) == int(golden(name)["layers"])
 
 
+def test_every_network_of_keras_applications_is_in_the_zoo():
+    makers = [found for found in vars(keras.applications).values() if callable(found)]
+    networks = {maker.__name__ for maker in makers if "weights" in inspect.signature(maker).parameters}
+    assert {maker.__name__ for maker in MAKERS.values()} == networks
+    assert MAKERS.keys() <= zoo.BACKBONES.keys()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_table_of_parameters_is_that_of_keras(name):
-    with_top = MAKERS[name](weights=None).count_params()
-    assert (MAKERS[name](weights=None, include_top=False).count_params(), with_top) == PARAMETERS[name]
+    size = zoo.BACKBONES[name]().input_size  # without one, Keras builds another NASNetLarge
+    without = MAKERS[name](weights=None, include_top=False, input_shape=(*size, 3)).count_params()
+    assert (without, MAKERS[name](weights=None).count_params()) == PARAMETERS[name]
 
 
 def photos(size):
@@ -180,7 +194,8 @@ def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
         else:  # as trainable stages are
             block = model.apply(variables, images, 0, cut, method="run")
             features = model.backbone.pool(model.apply(variables, block, cut, last, method="run"))
-        return block, features, model.apply(variables, features, last)
+        end = block["x"] if name.startswith("nasnet") else block  # whose stages hand on also what was before
+        return end, features, model.apply(variables, features, last)
 
     images = photos(size)
     theirs = reference(PREPROCESS[name](images.astype(np.float32)), training=False)
@@ -303,11 +318,13 @@ TINY = {
     "resnet": lambda: resnet.ResNet(depths=(1, 2), widths=(8, 8)),
     "resnet_v2": lambda: resnet_v2.ResNetV2(depths=(2, 1), widths=(8, 8)),
     "inception_v3": lambda: inception_v3.InceptionV3(width=0.05, blocks=(MIXED[0], MIXED[3])),
+    "inception_resnet_v2": lambda: inception_resnet_v2.InceptionResNetV2(width=0.05, depths=(1, 1, 1)),
     "xception": lambda: xception.Xception(widths=(8, 16), num_middle=0),
     "mobilenet_v1": lambda: mobilenet_v1.MobileNetV1(alpha=0.25, blocks=mobilenet_v1.BLOCKS[:3]),
     "mobilenet_v2": lambda: mobilenet_v2.MobileNetV2(alpha=0.35, groups=((16, 1, 1, 1), (24, 2, 2, 6))),
     "mobilenet_v3": lambda: mobilenet_v3.MobileNetV3(blocks=mobilenet_v3.SMALL[:2]),
     "densenet": lambda: densenet.DenseNet(depths=(2, 1), growth=4),
+    "nasnet": lambda: nasnet.NASNet(features=8, stem_features=4, num_blocks=1),
     "efficientnet": lambda: efficientnet.EfficientNet(width=0.25, groups=efficientnet.GROUPS[1:2]),
     "vit": lambda: vit.ViT(**TOKENS, patch_size=16),
     "dinov2": lambda: dinov2.DINOv2(**TOKENS, gated=True, registers=2),
@@ -341,7 +358,8 @@ def test_stages_run_in_part_as_they_run_in_one(family):
     rounded = model.clone(backbone=model.backbone.clone(dtype=jnp.dtype("bfloat16")))
     for stop in (middle, last):
         result = jax.eval_shape(lambda v, x, stop=stop: rounded.apply(v, x, 0, stop, method="run"), variables, images)
-        assert result.dtype == jnp.bfloat16 and result.ndim == (3 if family in OF_TOKENS else 4)
+        ndim = 3 if family in OF_TOKENS else 4
+        assert all(leaf.dtype == jnp.bfloat16 and leaf.ndim == ndim for leaf in jax.tree.leaves(result))
 
 
 HALVES = [(family, "middle") for family in TINY if family not in ("mobilenet_v2", "xception", "vit", "clip")]

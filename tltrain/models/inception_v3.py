@@ -71,6 +71,30 @@ class ConvNorm(nn.Module):
         conv = Conv(features, (height, width), strides, padding=VALID if stride else None, name=name)
         return nn.relu(conv_bn(x, conv, self.norm(features, name=f"{name}_bn"), train))
 
+    def beside(self, inputs: dict[str, jax.Array], branches: tuple[Any, ...], train: bool) -> jax.Array:
+        """Concatenates what `branches` make of their `inputs`, `[B, H, W, C]` by their names."""
+        outputs = dict(inputs)
+        for name, i, size in _in_order(branches):
+            if isinstance(size[0], int):
+                outputs[name] = self.layer(outputs[name], size, f"{name}_{i}", train)
+            else:
+                pair = [
+                    self.layer(outputs[name], part, f"{name}_{i}{side}", train)
+                    for part, side in zip(size, "ab", strict=True)
+                ]
+                outputs[name] = jnp.concatenate(pair, axis=-1)
+        return jnp.concatenate(list(outputs.values()), axis=-1)
+
+
+def _in_order(branches):
+    """`(branch, number, convolution)` by the number of Keras' layers to the end of the block, most first."""
+    steps = []
+    for name, sizes in branches:
+        for i, size in enumerate(sizes):
+            pair = not isinstance(sizes[-1][0], int)
+            steps.append((3 * (len(sizes) - i) + pair, (name, i + 1, size)))
+    return [step for _, step in sorted(steps, key=lambda step: -step[0])]
+
 
 class Stem(ConvNorm):
     """Five convolutions and two poolings: ends with Keras' second `max_pooling2d`."""
@@ -97,25 +121,7 @@ class Mixed(ConvNorm):
         pooled = dict(self.branches)["pool"]
         around = ((1, 1), (1, 1))
         outputs["pool"] = avg_pool(x, (3, 3), (1, 1), around) if pooled else max_pool(x, (3, 3), (2, 2))
-        for name, i, size in self._in_order():
-            if isinstance(size[0], int):
-                outputs[name] = self.layer(outputs[name], size, f"{name}_{i}", train)
-            else:
-                pair = [
-                    self.layer(outputs[name], part, f"{name}_{i}{side}", train)
-                    for part, side in zip(size, "ab", strict=True)
-                ]
-                outputs[name] = jnp.concatenate(pair, axis=-1)
-        return jnp.concatenate(list(outputs.values()), axis=-1)
-
-    def _in_order(self):
-        """`(branch, number, convolution)` by the number of Keras' layers to the end of the block, most first."""
-        steps = []
-        for name, sizes in self.branches:
-            for i, size in enumerate(sizes):
-                pair = not isinstance(sizes[-1][0], int)
-                steps.append((3 * (len(sizes) - i) + pair, (name, i + 1, size)))
-        return [step for _, step in sorted(steps, key=lambda step: -step[0])]
+        return self.beside(outputs, self.branches, train)
 
 
 class InceptionV3(ImageBackbone):

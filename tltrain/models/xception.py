@@ -19,22 +19,24 @@ WIDTHS = (128, 256, 728)  # of block2, block3, block4; the last one is that of a
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 convolution, then one of 1x1, without bias.
+    """Depthwise convolution, then one of 1x1, without bias.
 
-    Parameters, float32: `depthwise_kernel` `[3, 3, 1, C]`, `pointwise_kernel` `[1, 1, C, D]`.
+    Parameters, float32: `depthwise_kernel` `[kh, kw, 1, C]`, `pointwise_kernel` `[1, 1, C, D]`.
     """
 
     features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
 
     keras_class: ClassVar[str] = "SeparableConv2D"
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H, W, D]`; `scale` `[D]` multiplies the second kernel before it is used."""
+        """Maps `[B, H, W, C]` to `[B, H', W', D]`; `scale` `[D]` multiplies the second kernel before it is used."""
         channels = x.shape[-1]
-        depthwise = self.param("depthwise_kernel", KERNEL_INIT, (3, 3, 1, channels), jnp.float32)
+        depthwise = self.param("depthwise_kernel", KERNEL_INIT, (*self.kernel_size, 1, channels), jnp.float32)
         pointwise = self.param("pointwise_kernel", KERNEL_INIT, (1, 1, channels, self.features), jnp.float32)
-        x = conv2d(x, depthwise.astype(x.dtype), (1, 1), channels)
+        x = conv2d(x, depthwise.astype(x.dtype), self.strides, channels)
 
         def folded():
             return (pointwise if scale is None else pointwise * scale).astype(x.dtype)
