@@ -342,10 +342,16 @@ OF_TOKENS = ("vit", "dinov2", "clip", "siglip")
 def tiny(family):
     backbone = TINY[family]()
     model = Classifier(backbone, 3, 0.2)
-    return model, zoo.init(model, 0, None)
+    variables = zoo.init(model, 0, None)
+    return model, jax.tree.map_with_path(lambda path, leaf: heard(path[-1].key, leaf), variables)
 
 
-@pytest.mark.parametrize("family", TINY)
+def heard(name, leaf):
+    """`leaf`, of a scale of what blocks add 1 in place of what next to nothing is heard of."""
+    return np.ones_like(leaf) if name == "gamma" else leaf
+
+
+@pytest.mark.parametrize("family", graded(TINY, [family for family in TINY if family != "nasnet"]))
 def test_stages_run_in_part_as_they_run_in_one(family):
     model, variables = tiny(family)
     stages, images = model.backbone.stages, batch_of(size=model.backbone.min_size)["inputs"]
@@ -362,11 +368,16 @@ def test_stages_run_in_part_as_they_run_in_one(family):
         assert all(leaf.dtype == jnp.bfloat16 and leaf.ndim == ndim for leaf in jax.tree.leaves(result))
 
 
-HALVES = [(family, "middle") for family in TINY if family not in ("mobilenet_v2", "xception", "vit", "clip")]
+QUICK_WITHOUT = ("mobilenet_v2", "xception", "nasnet", "inception_resnet_v2", "vit", "clip")
+HALVES = [(family, "middle") for family in TINY if family not in QUICK_WITHOUT]
 
 
-@pytest.mark.parametrize("family", sorted(TINY.keys() - {"vgg"}))  # which has no convolution of 1x1
-@pytest.mark.parametrize("train", [False, True], ids=["inference", "train"])
+WITH_FACTORS = [(family, train) for family in TINY if family != "vgg" for train in (False, True)]  # all but 3x3
+
+
+@pytest.mark.parametrize(
+    ("family", "train"), graded(WITH_FACTORS, [("mobilenet_v2", True), ("convnext", False), ("dinov2", False)])
+)
 def test_factors_give_what_the_merged_kernels_give(family, train):
     model, variables = tiny(family)
     lora = adapters.Lora(2, 2.0, ("all",), seed=0)
