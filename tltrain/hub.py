@@ -10,7 +10,7 @@ from tltrain.errors import WeightsError, foreign_errors
 SAFETENSORS = "model.safetensors"
 MAX_HEADER = 2**20  # bytes, of a safetensors file; that of BERT large has 50 thousand
 _WEIGHTS = (SAFETENSORS, "model.weights.h5", "model.keras")  # of a folder, the first that is there
-_KINDS = (".safetensors", ".h5", ".keras")
+_KINDS = (".safetensors", ".h5", ".keras", ".npz")
 _TOKENIZERS = ("assets/tokenizer/vocabulary.txt", "tokenizer.json", "vocab.txt")  # KerasHub's, then those of the Hub
 _POOLING = "1_Pooling/config.json"  # how sentence-transformers pools
 _PIXELS = "preprocessor_config.json"
@@ -81,7 +81,7 @@ def _of_path(path, weights):
     if not (path.is_dir() or path.is_file()) and path.suffix not in _PICKLES:
         raise WeightsError(
             f"no weight file at {path}; set model.weights to a Keras .h5 or .keras, to a model.safetensors or its "
-            "folder, to 'hf:OWNER/NAME' or to 'imagenet'"
+            "folder, to an .npz of Flax, to 'hf:OWNER/NAME' or to 'imagenet'"
         )
     folder = path if path.is_dir() else path.parent
     found = path

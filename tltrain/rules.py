@@ -67,8 +67,9 @@ _NAMES = (
 )
 _WEIGHTS = (
     lambda v: isinstance(v, str) and v not in ("", "random:", "hf:", "random:hf:"),
-    "'pretrained', 'imagenet', 'random', the path of a Keras .h5 or .keras, of a model.safetensors or its folder, "
-    "'hf:OWNER/NAME[@REVISION]', or 'random:' and one of the last two, whose sizes and tokens alone are taken",
+    "'pretrained', 'imagenet', 'random', the path of a Keras .h5 or .keras, of an .npz of Flax, of a "
+    "model.safetensors or its folder, 'hf:OWNER/NAME[@REVISION]', or 'random:' and one of the last two, whose sizes "
+    "and tokens alone are taken",
 )
 _WEIGHT_OF_CLASS = (
     lambda v: v is None or v == "auto" or (is_dict(v) and all(_number(0, LARGEST)[0](w) for w in v.values())),

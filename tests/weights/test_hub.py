@@ -1,5 +1,6 @@
 """Where a pretrained model lies: files, folders and the Hub, which a local server speaks for; never a damaged copy."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -74,22 +75,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A Hub with one repository; `files` are its own, `sent` those of other bytes, `asked` what was asked for."""
-    weights = small_bert.write(tmp_path / "served.safetensors").read_bytes()
-    state = {"files": SMALL_FILES | {"model.safetensors": weights}, "sent": {}, "asked": []}
+@contextlib.contextmanager
+def serving(state):
+    """The address of a Hub with one repository: its `files`, those `sent` with other bytes, what was `asked` for."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.state = state
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A Hub with a BERT; what it has, sends and was asked for."""
+    weights = small_bert.write(tmp_path / "served.safetensors").read_bytes()
+    state = {"files": SMALL_FILES | {"model.safetensors": weights}, "sent": {}, "asked": []}
+    with serving(state) as address:
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield state
-        server.shutdown()
 
 
 def offline(monkeypatch):

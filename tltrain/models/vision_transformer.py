@@ -72,6 +72,7 @@ class VisionTransformer(HubBackbone, ImageBackbone):
     antialias: bool = False  # of positions for a smaller grid
     pooling: str = "cls"  # "cls": the first token | "mean": of the patches | "map": by a learned token that attends
 
+    flax_layouts: ClassVar[tuple[Layout, ...]] = ()  # of files .npz with its weights
     layers_name: ClassVar[str] = "encoder.layer."
     last_norm: ClassVar[str] = "layernorm"
     norm_of_embeddings: ClassVar[str | None] = None

@@ -1,13 +1,14 @@
 """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929) as in `modeling_vit.py` of transformers, and what is trained as it.
 
 Weights of AugReg (Steiner et al. 2022, arXiv 2106.10270), DeiT (Touvron et al. 2021, arXiv 2012.12877) and DeiT-3
-(Touvron et al. 2022, arXiv 2204.07118).
+(Touvron et al. 2022, arXiv 2204.07118). GELU is exact, as transformers and timm have it for all of these; that of Flax,
+in which AugReg was trained, is approximated by tanh where nothing else is said.
 """
 
 import functools
 from collections.abc import Callable
 
-from tltrain.models.backbone import HUGGING_FACE
+from tltrain.models.backbone import HUGGING_FACE, Layout
 from tltrain.models.transformer import Names
 from tltrain.models.vision_transformer import TIMM, VisionTransformer
 
@@ -25,13 +26,40 @@ NAMES = Names(
 )
 
 
+def _flax(attention: int, norm_after: int, mlp: int, positions: str) -> Layout:
+    """What files of Flax call the layers, by the numbers of modules within a layer and the name of positions."""
+    heads = f"/MultiHeadDotProductAttention_{attention}/"
+    return (
+        (r"^embeddings\.cls_token$", "cls"),
+        (r"^embeddings\.position_embeddings$", positions),
+        (r"^embeddings\.patch_embeddings\.projection\.", "embedding/"),
+        (r"^layernorm\.", "Transformer/encoder_norm/"),
+        (r"^encoder\.layer\.(\d+)", r"Transformer/encoderblock_\1"),
+        (r"\.attention\.attention\.(\w+)\.", rf"{heads}\1/"),
+        (r"\.attention\.output\.dense\.", f"{heads}out/"),
+        (r"\.intermediate\.dense\.", f"/MlpBlock_{mlp}/Dense_0/"),
+        (r"\.output\.dense\.", f"/MlpBlock_{mlp}/Dense_1/"),
+        (r"\.layernorm_before\.", "/LayerNorm_0/"),
+        (r"\.layernorm_after\.", f"/LayerNorm_{norm_after}/"),
+        (r"(LayerNorm_\d|encoder_norm)/weight$", r"\1/scale"),
+        (r"/weight$", "/kernel"),
+    )
+
+
+# https://github.com/google-research/vision_transformer numbers the modules of a layer, big_vision those of a class; the
+# positions of the latter are of patches alone
+AUGREG = _flax(1, 2, 3, "Transformer/posembed_input/pos_embedding")
+BIG_VISION = _flax(0, 1, 0, "pos_embedding")
+
+
 class ViT(VisionTransformer):
     """With a class token, which is what is pooled."""
 
     families = ("vit",)
     hub_prefixes = ("vit.", "deit.")
-    hub_unused = (r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*", r"head\..*", r"decoder\..*")
+    hub_unused = (r"embeddings\.mask_token", r"(pooler|classifier|decoder)\..*", r"(head|pre_logits)[./].*")
     hub_layouts = (HUGGING_FACE, TIMM)
+    flax_layouts = (AUGREG, BIG_VISION)
 
     @property
     def names(self):

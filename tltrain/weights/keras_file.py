@@ -6,11 +6,9 @@ looked at: its `config.json` can name code.
 """
 
 import contextlib
-import io
 import math
 import shutil
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from h5py import h5a, h5l, h5z
 
 from tltrain.errors import WeightsError
+from tltrain.weights import zip_file
 
 MEMBER = "model.weights.h5"
 MAX_DEPTH = 8
@@ -29,17 +28,7 @@ MAX_ATTRIBUTES = 100  # of a group or an array
 MAX_NAME = 255  # characters
 MAX_NAMES_BYTES = 2**20  # of a list of names
 MAX_CHUNKS = 4096  # of an array
-MAX_READ = 2**20  # bytes at once from a zip
 _FILTERS = {h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_DEFLATE: "gzip", h5z.FILTER_FLETCHER32: "fletcher32"}
-
-
-class _Reader(io.BufferedReader):
-    """A file of which `zipfile` can take no list of contents at once that would fill the memory."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > MAX_READ:
-            raise ValueError(f"its list of contents has {size} bytes, at most {MAX_READ} are read")
-        return super().read(size)
 
 
 @contextlib.contextmanager
@@ -67,16 +56,13 @@ def opened(path: Path, max_bytes: int) -> Iterator[h5py.File]:
 
 
 def _extract(path: Path, copy: Any, max_bytes: int) -> None:
-    with _Reader(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+    with zip_file.opened(path) as archive:
         found = [info for info in archive.infolist() if info.filename == MEMBER]
         if len(found) != 1:
             raise ValueError(f"it is a zip with {len(found) or 'no'} {MEMBER}, where a .keras file has one")
-        if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{MEMBER} is compressed by method {found[0].compress_type}, allowed: stored, deflate")
-        if found[0].file_size > max_bytes:
-            raise ValueError(f"{MEMBER} has {found[0].file_size} bytes, at most {max_bytes} for this backbone")
-        with archive.open(found[0]) as member:  # which ends at the size it declares
-            shutil.copyfileobj(member, copy, MAX_READ)
+        zip_file.check(found, max_bytes)
+        with archive.open(found[0]) as member:
+            shutil.copyfileobj(member, copy, zip_file.MAX_READ)
     copy.flush()
 
 
@@ -153,7 +139,7 @@ def _inflates(dataset, index):
     num_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     for i in range(dataset.id.get_num_chunks()):
         chunk = dataset.id.get_chunk_info(i)
-        if chunk.size > num_bytes + MAX_READ:
+        if chunk.size > num_bytes + zip_file.MAX_READ:
             return False
         left_out, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
         if not left_out >> index & 1 and len(zlib.decompressobj().decompress(packed, num_bytes + 1)) > num_bytes:

@@ -8,9 +8,10 @@ from pathlib import Path
 from tltrain import hub, hub_download
 from tltrain.errors import WeightsError, foreign_errors
 from tltrain.models.backbone import Backbone
-from tltrain.weights import download, hub_layout, keras_hub, keras_weights, safetensors_file
+from tltrain.weights import download, hub_layout, keras_hub, keras_weights, npz_file, safetensors_file
 from tltrain.weights.variables import Loaded
 
+_START = 512  # bytes of a file that tell what it is
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 
 
@@ -40,7 +41,7 @@ def load(path: Path, backbone: Backbone, shapes: dict, sha256: str = "") -> Load
     """Fills every leaf of `backbone` exactly once from the file `path`.
 
     Args:
-        path: a file of Keras or KerasHub (`.h5`, `.keras`), or a `model.safetensors`.
+        path: a file of Keras or KerasHub (`.h5`, `.keras`), a `model.safetensors`, or a `.npz` of Flax.
         backbone: whose variables are wanted.
         shapes: them, as things with a `shape`: `{"params": {stage: {layer: {leaf: ...}}}, ...}`.
         sha256: what the file has to have, in hex; "" for any.
@@ -50,17 +51,19 @@ def load(path: Path, backbone: Backbone, shapes: dict, sha256: str = "") -> Load
     """
     download.num_bytes(path)
     with foreign_errors(WeightsError, f"cannot read {path}", "check its permissions"), path.open("rb") as file:
-        start = file.read(9)
-    is_keras = start.startswith((_HDF5, _ZIP))
+        start = file.read(_START)
+    is_npz = start.startswith(_ZIP) and npz_file.is_npz(start)
+    is_keras = start.startswith((_HDF5, _ZIP)) and not is_npz
     is_on_hub = bool(hub_layout.leaves(backbone, shapes))
     if is_on_hub and not is_keras:
-        return safetensors_file.load(path, backbone, shapes, sha256)
+        return (npz_file if is_npz else safetensors_file).load(path, backbone, shapes, sha256)
     layers = backbone.keras_layers()
     if is_on_hub and not layers:
         return keras_hub.load(path, backbone, shapes, sha256)
-    if not is_keras and start[8:] == b"{":  # after the length of the header
+    if is_npz or (not is_keras and start[8:9] == b"{"):  # after the length of the header
         raise WeightsError(
-            f"{path} is a safetensors file, and weights of {type(backbone).__name__} are read from Keras'; set "
-            "model.weights to a Keras .h5 or .keras, or model.backbone to the network of the file"
+            f"{path} is {'an .npz of Flax' if is_npz else 'a safetensors file'}, and weights of "
+            f"{type(backbone).__name__} are read from Keras'; set model.weights to a Keras .h5 or .keras, or "
+            "model.backbone to the network of the file"
         )
     return keras_weights.load(path, layers, shapes, sha256)
