@@ -19,3 +19,5 @@ def sweep():
     for shots in (1, 2, 5, 10, 50):
         yield {"data.shots": shots, "probe.optimizer": "adam"}
         yield {"data.shots": shots, "probe.optimizer": "ridge", "probe.epochs": 1, "probe.weight_decay": 10.0}
+        yield {"data.shots": shots, "probe.optimizer": "logreg", "probe.epochs": 1}
+        yield {"data.shots": shots, "probe.optimizer": "knn", "probe.epochs": 1}
