@@ -9,6 +9,7 @@ from tltrain import conflicts, places
 from tltrain.errors import ConfigError
 from tltrain.rules import LARGEST, RULES, holds, is_dict, shown, unknown
 from tltrain.rules import PHASES as PHASES  # part of what a config is
+from tltrain.rules import SOLVED as SOLVED
 
 
 class Keys(ConfigDict):
@@ -107,13 +108,14 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase.augment = augment  # random augmentation of the training images
     phase.mixup = 0.0  # alpha: two images and their labels are blended, the share drawn from Beta(alpha, alpha); 0: off
     phase.cutmix = 0.0  # alpha: a box of one image is pasted into another; with mixup, one of the two a step; 0: off
-    phase.optimizer = "adam"  # "adam" | "adamw" | "sgd" | "ridge": the head of a probe in closed form
+    phase.optimizer = "adam"  # "adam" | "adamw" | "sgd" | "ridge" | "logreg" | "knn": see docs/train.md of these three
     phase.learning_rate = learning_rate  # at its peak, a step
     phase.layer_decay = 1.0  # the rate of a stage is that of the one above it times this; the head has the whole rate
     phase.schedule = "constant"  # "constant" | "cosine": to zero at the last step
     phase.warmup_epochs = 0.0  # epochs of linear warm-up from zero
     phase.momentum = 0.9  # of sgd
-    phase.weight_decay = 0.0  # of adamw (decoupled), sgd (L2) and ridge (its penalty), on kernels alone
+    phase.weight_decay = 0.0  # of adamw (decoupled), sgd (L2), ridge and logreg (their penalty; 0: chosen), on kernels
+    phase.neighbors = 20  # training examples that vote, of knn; all where there are fewer
     phase.l2_sp = 0.0  # pull of stages to where the phase began; weight_decay is then of the head alone; 0: none
     phase.ema = 0.0  # share of the old average a step keeps; the average is then the phase's model; 0: no average
     phase.clip_norm = 0.0  # largest global norm of the trainable gradients; 0: not clipped

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from tltrain import hub
-from tltrain.rules import PHASES
+from tltrain.rules import PHASES, SOLVED
 
 # keys that say how stages train, each where it does nothing
 _OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_every_epochs": 0, "remat": False}
@@ -11,8 +11,9 @@ _OF_STAGES = {"train_only": "all", "layer_decay": 1.0, "l2_sp": 0.0, "unfreeze_e
 # the keys of LoRA, each at its default
 _OF_LORA = {"rank": 8, "alpha": 16.0, "targets": ("query", "value")}
 
-# what a head in closed form is solved with
-_OF_RIDGE = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
+# what a head is solved for with
+_OF_SOLVED = {"freeze_until": "all", "epochs": 1, "augment": False, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
+_NEIGHBORS = 20  # the default, where nothing has them
 
 
 def between_keys(config: ConfigDict) -> list[str]:
@@ -24,12 +25,8 @@ def between_keys(config: ConfigDict) -> list[str]:
         phase = config[name]
         if phase.optimizer == "adam" and phase.weight_decay:
             problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with adam; use adamw for decay")
-        if phase.optimizer == "ridge" and any(phase[key] != value for key, value in _OF_RIDGE.items()):
-            wanted = ", ".join(f"{name}.{key} = {value!r}" for key, value in _OF_RIDGE.items())
-            problems.append(f"{name}.optimizer = 'ridge', allowed: with {wanted}")
-        if phase.optimizer == "ridge" and not phase.weight_decay:
-            problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
-        if phase.optimizer != "ridge" and phase.epochs and not phase.learning_rate:
+        problems += _of_solved(name, phase)
+        if phase.optimizer not in SOLVED and phase.epochs and not phase.learning_rate:
             problems.append(f"{name}.learning_rate = {phase.learning_rate}, allowed: above 0; epochs = 0 skips a phase")
         if phase.warmup_epochs > phase.epochs > 0:
             problems.append(f"{name}.warmup_epochs = {phase.warmup_epochs}, allowed: at most {name}.epochs")
@@ -61,6 +58,8 @@ def between_keys(config: ConfigDict) -> list[str]:
             for key, default in _OF_LORA.items()
             if phase.train_only != "lora" and phase.lora[key] != default
         ]
+    if config.probe.optimizer == "knn":
+        problems += _of_neighbors(config)
     if config.model.sha256 and hub.is_random(config.model.weights):
         problems.append(
             f"model.sha256 with model.weights = {config.model.weights!r}, allowed: '', since no file is read"
@@ -78,3 +77,35 @@ def between_keys(config: ConfigDict) -> list[str]:
     if scheme != "table" and config.data.split:
         problems.append(f"data.split = {config.data.split!r}, allowed: '' without a table, of which it is a column")
     return problems
+
+
+def _of_solved(name: str, phase: ConfigDict) -> list[str]:
+    """Of a phase alone: what a head that is solved for cannot have, and the keys of one where it is none."""
+    problems = []
+    if phase.optimizer in SOLVED and any(phase[key] != value for key, value in _OF_SOLVED.items()):
+        wanted = ", ".join(f"{name}.{key} = {value!r}" for key, value in _OF_SOLVED.items())
+        problems.append(f"{name}.optimizer = {phase.optimizer!r}, allowed: with {wanted}")
+    if phase.optimizer == "ridge" and not phase.weight_decay:
+        problems.append(f"{name}.weight_decay = 0 with ridge, allowed: above 0")
+    if phase.optimizer == "knn" and phase.weight_decay:
+        problems.append(f"{name}.weight_decay = {phase.weight_decay}, allowed: 0 with knn, which has no kernel")
+    if phase.optimizer == "knn" and name != "probe":
+        problems.append(f"{name}.optimizer = 'knn', allowed: as probe.optimizer alone")
+    if phase.optimizer != "knn" and phase.neighbors != _NEIGHBORS:
+        problems.append(f"{name}.neighbors = {phase.neighbors}, allowed: {_NEIGHBORS} without knn")
+    return problems
+
+
+def _of_neighbors(config: ConfigDict) -> list[str]:
+    """What else cannot be where the probe is of nearest neighbours."""
+    problems = []
+    if config.finetune.epochs:
+        problems.append(
+            f"finetune.epochs = {config.finetune.epochs}, allowed: 0 with probe.optimizer = 'knn', which leaves no "
+            "kernel to start from"
+        )
+    return problems + [
+        f"loss.{key} = {config.loss[key]!r}, allowed: {off!r} with probe.optimizer = 'knn', which minimises no loss"
+        for key, off in {"label_smoothing": 0.0, "class_weights": None}.items()
+        if config.loss[key] != off
+    ]

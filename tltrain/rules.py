@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 PHASES = ("probe", "finetune")
+SOLVED = ("ridge", "logreg", "knn")  # optimizers that solve for the head, in place of training
 
 
 def _one_of(*values):
@@ -152,13 +153,14 @@ _PHASE_RULES = {
     "augment": _BOOL,
     "mixup": _number(0, 100),
     "cutmix": _number(0, 100),
-    "optimizer": _one_of("adam", "adamw", "sgd", "ridge"),
+    "optimizer": _one_of("adam", "adamw", "sgd", *SOLVED),
     "learning_rate": _number(0, LARGEST),
     "layer_decay": _number(0.01, 1),
     "schedule": _one_of("constant", "cosine"),
     "warmup_epochs": _number(0, LARGEST),
     "momentum": _number(0, 1),
     "weight_decay": _number(0, LARGEST),
+    "neighbors": _COUNT,
     "l2_sp": _number(0, LARGEST),
     "ema": _number(0, 0.999999),
     "clip_norm": _number(0, LARGEST),

@@ -9,8 +9,9 @@ from test_train import run
 from tltrain import config as config_lib
 from tltrain.cache import extraction
 from tltrain.errors import ConfigError, DataError
-from tltrain.experiment import finished, ridge
+from tltrain.experiment import finished
 from tltrain.runtime.process import Process
+from tltrain.training import ridge
 from tltrain.training.setup import read_data
 from tltrain.training.tasks.classification import class_weights
 

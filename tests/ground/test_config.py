@@ -80,6 +80,7 @@ def test_every_misspelt_key_is_recognised(key):
     assert config_lib.unknown(key) is None
 
 
+NEIGHBORS = {"probe.optimizer": "knn", "probe.epochs": 1}
 CONFLICTS = {
     "nothing to do": ({"probe.epochs": 0}, "at least one"),
     "decay with adam": ({"probe.weight_decay": 0.1}, "adamw"),
@@ -93,6 +94,16 @@ CONFLICTS = {
     "pull of what stays": ({"finetune.train_only": "lora", "finetune.l2_sp": 0.1}, "by which kernels stay"),
     "nothing learned": ({"probe.learning_rate": 0.0}, "probe.learning_rate = 0.0, allowed: above 0"),
     "views of nothing": ({"features.augment_views": 2, "features.enabled": "off"}, "where nothing is stored"),
+    "epochs of what is solved": (
+        {"probe.optimizer": "logreg", "probe.epochs": 2},
+        "'logreg', allowed: with probe.freeze",
+    ),
+    "decay of neighbours": (NEIGHBORS | {"probe.weight_decay": 1.0}, "allowed: 0 with knn, which has no kernel"),
+    "neighbours of none": ({"probe.neighbors": 5}, "probe.neighbors = 5, allowed: 20 without knn"),
+    "fine-tuning neighbours": (NEIGHBORS | {"finetune.epochs": 1}, "which leaves no kernel to start from"),
+    "neighbours at the end": ({"finetune.optimizer": "knn"}, "'knn', allowed: as probe.optimizer alone"),
+    "loss of neighbours": (NEIGHBORS | {"loss.label_smoothing": 0.1}, "loss.label_smoothing = 0.1, allowed: 0.0"),
+    "weights of neighbours": (NEIGHBORS | {"loss.class_weights": "auto"}, "loss.class_weights = 'auto', allowed: None"),
     "hash of nothing": ({"model.sha256": "0" * 64, "model.weights": "random"}, "no file is read"),
     "folder and data_dir": ({"data.source": "folder:x", "data.data_dir": "y"}, "with a folder"),
     "table and data_dir": ({"data.source": "table:x.csv", "data.data_dir": "y"}, "with a table"),

@@ -177,6 +177,12 @@ REFUSED = {
         {"probe.optimizer": "ridge", "probe.epochs": 1, "probe.weight_decay": 1.0, "loss.class_weights": "auto"},
         "allowed: None with ridge",
     ),
+    "logreg": ("regression", {"probe.optimizer": "logreg", "probe.epochs": 1}, "'logreg', allowed: 'ridge' where"),
+    "knn": (
+        "regression",
+        {"probe.optimizer": "knn", "probe.epochs": 1, "finetune.epochs": 0},
+        "allowed: 'ridge' where",
+    ),
     "shots": ("regression", {"data.shots": 3}, "where labels are not one class each"),
 }
 

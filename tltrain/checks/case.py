@@ -126,7 +126,7 @@ class Case:
     def model(self) -> Classifier:
         """The model for the labels of the data."""
         zoo.resolved(self.config)
-        return zoo.create(self.config, self.task.num_outputs)
+        return setup.model_for(self.config, self.task, self.data.splits["train"].num_examples)
 
     @functools.cached_property
     def setup(self) -> Setup:

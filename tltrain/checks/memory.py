@@ -11,6 +11,7 @@ from tltrain.checks.case import Case
 from tltrain.checks.finding import Finding, fine, problem
 from tltrain.checks.machine import existing, memory_of_device
 from tltrain.errors import ConfigError, WorkdirError
+from tltrain.models import zoo
 
 
 def check_memory(case: Case) -> Iterator[Finding]:
@@ -19,6 +20,10 @@ def check_memory(case: Case) -> Iterator[Finding]:
         yield fine("memory: not estimated under parallel = 'pmap'; with 'jit' a step takes about the same")
         return
     for phase in phases.prepared(case):
+        if phase.train_step is None:
+            features = case.data.splits["train"].num_examples * zoo.num_features(case.model) * 4
+            yield fine(f"{phase.name}: no training step, its head is solved for; features of train {_mib(features)}")
+            continue
         variables, slots = _bytes((phase.state.params, phase.state.batch_stats)), _bytes(phase.state.opt_state)
         peak = _peak(phase)
         text = (
@@ -42,7 +47,7 @@ def _of_program(planned):
 
 def fits(case: Case, phase: phases.Prepared) -> bool:
     """Whether the training step of `phase` fits a device; True where that cannot be told."""
-    return case.config.parallel == "pmap" or _peak(phase) <= memory_of_device()
+    return phase.train_step is None or case.config.parallel == "pmap" or _peak(phase) <= memory_of_device()
 
 
 def check_disk(case: Case) -> Iterator[Finding]:

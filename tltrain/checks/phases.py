@@ -30,7 +30,10 @@ class Due(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A phase: what it sees of train and val, its state as shapes, its compiled step, and the seconds of compiling."""
+    """A phase: what it sees of train and val, its state as shapes, its compiled step, and the seconds of compiling.
+
+    `train_step` is None where the head is solved for.
+    """
 
     name: str
     train: SplitInputs
@@ -61,7 +64,8 @@ def prepare(case: Case, name: str) -> Prepared:
     state = jax.eval_shape(lambda v: steps.create_state(v["params"], v["batch_stats"], tx, plan, phase.ema), shapes)
     train, val = (_seen(case, name, split, plan.cut) for split in ("train", "val"))
     started = time.perf_counter()
-    train_step = programs.train(case.setup, name, tx, plan, train, state)
+    is_solved = phase.optimizer in config_lib.SOLVED
+    train_step = None if is_solved else programs.train(case.setup, name, tx, plan, train, state)
     evaluation.prepare(case.setup, val)
     return Prepared(name, train, val, plan, tx, state, train_step, time.perf_counter() - started)
 

@@ -119,15 +119,19 @@ def _extraction(case, store: phases.Due, per_example) -> float:
 
 
 def _phase(case, phase: phases.Prepared, kept: Kept) -> float:
-    """Seconds of the steps, evaluations and checkpoints of all epochs."""
+    """Seconds of the steps, evaluations and checkpoints of all epochs; of a head that is solved for, of its input."""
     config, variables = case.config, _variables(case)
     start = steps.create_state(
         variables["params"], variables["batch_stats"], phase.tx, phase.plan, config[phase.name].ema
     )
     state = jax.tree.map(np.asarray, start)
-    step = _time_step(case, phase.train_step, state, _batches(case, phase.train, kept, config[phase.name].augment, 0))
-    train = step * case.setup.steps_per_epoch
-    val = len(case.data.splits["val"].ids) * _evaluation(case, phase, kept)
+    evaluation = _evaluation(case, phase, kept)
+    if phase.train_step is None:  # read once to solve, and once to evaluate
+        train = 2 * case.data.splits["train"].num_examples * evaluation
+    else:
+        batches = _batches(case, phase.train, kept, config[phase.name].augment, 0)
+        train = _time_step(case, phase.train_step, state, batches) * case.setup.steps_per_epoch
+    val = len(case.data.splits["val"].ids) * evaluation
     save, again = _time_checkpoints(case, phase, state)
     return config[phase.name].epochs * (train + val + again) + save
 

@@ -47,18 +47,14 @@ def evaluated(setup: Setup, variables: dict, inputs: SplitInputs) -> Iterator[pi
 
 
 def _head_step_of(setup, num_rows):
-    width = _head_shapes(setup.model)["kernel"].shape[0]
-    batch = Shapes.of(batch_shapes(setup, jax.ShapeDtypeStruct((num_rows, width), jnp.float32)))
+    features = jax.ShapeDtypeStruct((num_rows, zoo.num_features(setup.model)), jnp.float32)
+    batch = Shapes.of(batch_shapes(setup, features))
     return _head_step(setup.model, setup.task, batch, setup.local_mesh, setup.config.parallel)
-
-
-def _head_shapes(model):
-    return zoo.shapes(model)["params"]["head"]
 
 
 @functools.cache
 def _head_step(model, task, batch, mesh, mode):
-    head = {"params": {"head": _head_shapes(model)}}
+    head = {"params": {"head": zoo.shapes(model)["params"]["head"]}}
     step = functools.partial(steps.eval_step, model=model, task=task)
     return parallel.compile_step(step, head, batch.tree, mesh, mode, per_example=True)
 

@@ -24,7 +24,7 @@ from tltrain.runtime.checkpoint import Checkpoints, with_leaves
 from tltrain.runtime.process import Process
 from tltrain.runtime.record import PARTS, PRETRAINED, read_json, read_report
 from tltrain.training import steps
-from tltrain.training.setup import Setup
+from tltrain.training.setup import Setup, model_for
 from tltrain.training.tasks import choose
 from tltrain.training.tasks.task import Task
 
@@ -80,7 +80,7 @@ def load(path: Path) -> Finished:
         config.model.weights = f"random:{path / PRETRAINED}"
         config.model.sha256 = ""
     task = choose.of_finished(config, report["task"]["name"], tuple(report["class_names"]))
-    model = zoo.create(config, task.num_outputs)
+    model = model_for(config, task, report["num_examples"]["train"])
     phase, step = report["chosen"]["phase"], report["chosen"]["step"]
     cut = freeze.cut(model.backbone.stages, config[phase].freeze_until)
     variables, made_of = model_of(path, config, model, phase, step), read_json(path / "identity.json")

@@ -42,7 +42,7 @@ class Phase(NamedTuple):
     def of(cls, setup: Setup, name: str, checkpoints: Checkpoints) -> "Phase":
         """The phase `name` before its first step."""
         config, per_epoch = setup.config[name], setup.steps_per_epoch
-        record: dict[str, Any] = {"history": [], "partial": None, "clock": {}}
+        record: dict[str, Any] = {"history": [], "partial": None, "solved": None, "clock": {}}
         record |= {"seconds": 0.0, "seconds_waiting": 0.0, "step_examples_per_second": None}
         schedule = optim.make_schedule(config, per_epoch)
         return cls(name, config, setup.plan(name), schedule, per_epoch, checkpoints, record)

@@ -16,6 +16,7 @@ from tltrain.data.split import Split
 from tltrain.errors import DataError, WorkdirError, foreign_errors
 from tltrain.experiment import finished, report
 from tltrain.experiment.finished import Finished
+from tltrain.models import zoo
 from tltrain.runtime import console
 from tltrain.runtime.process import Process
 
@@ -53,8 +54,8 @@ def predict(run: Finished, paths: Sequence[Path], process: Process, with_feature
     run.config.features.enabled = "off"  # nothing is stored of examples that no run will see again
     run.config.data.max_corrupt = 1.0  # a broken file is named, the others go on
     split = _split(run, paths)
-    width = run.variables["params"]["head"]["kernel"].shape[0]
-    features = np.zeros((split.num_examples, width), np.float32) if with_features else None
+    shape = (split.num_examples, zoo.num_features(run.model))
+    features = np.zeros(shape, np.float32) if with_features else None
     found = finished.evaluate(run, split, process, features)
     files = tuple(split.ids[i] for i in np.flatnonzero(found.counted))
     return Predicted(run, files, found.logits[found.counted], _rows(features, found.counted), len(split.ids))

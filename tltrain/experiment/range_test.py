@@ -62,6 +62,11 @@ def run(
     low, high, num_steps = test
     if not config[name].epochs:
         raise ConfigError(f"{name}.epochs = 0: the phase is skipped; in the config; name another by --phase")
+    if config[name].optimizer in config_lib.SOLVED:
+        raise ConfigError(
+            f"{name}.optimizer = {config[name].optimizer!r} takes no steps, so there is no rate to find; in the "
+            "config; set adam, or name another phase by --phase"
+        )
     if low >= high:
         raise ConfigError(f"--low = {low:g} is not below --high = {high:g}; on the command line; let the rate rise")
     fixed = setup.load(config, process.clock)

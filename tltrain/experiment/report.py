@@ -47,8 +47,14 @@ def left_out(found: Mapping[str, Sequence[str]], named: int = 1) -> str:
 def phase_line(name: str, phase: ConfigDict, step: int, num_steps: int) -> str:
     """What a phase is going to do, or to go on with."""
     begin = f"resuming after step {step} of {num_steps}" if step else f"{num_steps} steps"
-    if phase.optimizer == "ridge":
-        return f"\n{name}: ridge regression, penalty {phase.weight_decay:g}"
+    penalty = f"penalty {phase.weight_decay:g}" if phase.weight_decay else "its penalty chosen on a part of train"
+    solved = {
+        "ridge": f"ridge regression, {penalty}",
+        "logreg": f"logistic regression by L-BFGS, {penalty}",
+        "knn": f"votes of the {phase.neighbors} nearest training examples",
+    }
+    if phase.optimizer in solved:
+        return f"\n{name}: {solved[phase.optimizer]}"
     return f"\n{name}: {phase.epochs} epochs, {begin}, {phase.optimizer} at {phase.learning_rate:g}"
 
 
@@ -124,6 +130,7 @@ def phase_result(
         "best": next(entry for entry in history if entry["step"] == best_step),
         "last": history[-1],
         "history": history,
+        "solved": record["solved"],
         "seconds": round(record["seconds"], 3),
         "share_waiting_for_input": round(record["seconds_waiting"] / record["seconds"], 4),
         "examples_per_second": round(num_examples * len(history) / record["seconds"], 1),
@@ -217,7 +224,7 @@ def show(report: dict[str, Any], workdir: Path) -> None:
     waits = ", ".join(f"{name} {waits_for(phase)}" for name, phase in report["phases"].items())
     console.say(f"Steps wait for: {waits} of their time.")
     for name, phase in report["phases"].items():
-        if phase.get("step_examples_per_second"):  # a head in closed form takes no steps
+        if phase.get("step_examples_per_second"):  # a head that is solved for takes no steps
             console.say(f"{name}: {speeds(phase, report['kind']['rate'])}.")
     console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
     console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")

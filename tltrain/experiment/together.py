@@ -37,7 +37,8 @@ def group_of(config: ConfigDict) -> str | None:
     """What configs of probes that can be trained together have in common; None where `config` is none."""
     probe, options = config.probe, config.features
     stored = options.enabled != "off" and (not probe.augment or options.augment_views)
-    alone = config.data.shots or probe.optimizer == "ridge"  # the examples follow from the seed; there are no steps
+    # the examples follow from the seed; there are no steps
+    alone = config.data.shots or probe.optimizer in config_lib.SOLVED
     stored = stored and not config_lib.mixes(probe)
     if config.finetune.epochs or probe.freeze_until != "all" or not stored or alone:
         return None

@@ -15,7 +15,7 @@ from tltrain.cache import space
 from tltrain.cache.inputs import Inputs
 from tltrain.data import identity, sources
 from tltrain.errors import ConfigError, TerminatedError, WeightsError, WorkdirError
-from tltrain.experiment import evaluation, loop, report, ridge
+from tltrain.experiment import evaluation, loop, report, solved
 from tltrain.experiment.phase import Phase, Run, open_checkpoints
 from tltrain.models import zoo
 from tltrain.models.classifier import Classifier
@@ -89,6 +89,12 @@ def _check_hosts(config):
     hosts.agree(json.loads(config_lib.to_json(config)), lambda first: config_lib.differences(config, first))
     if config.parallel == "pmap":
         raise ConfigError(f"parallel = 'pmap' is for one process, here are {hosts.count()}; set parallel = 'jit'")
+    for name in config_lib.PHASES:
+        if config[name].optimizer in ("logreg", "knn"):  # which need the features of all examples in one place
+            raise ConfigError(
+                f"{name}.optimizer = {config[name].optimizer!r} is for one process, here are {hosts.count()}; start "
+                "one, or set ridge"
+            )
 
 
 def begin(work: Workdir, fixed: setup.Setup, origin: dict[str, Any]) -> None:
@@ -165,7 +171,7 @@ def _run_phase(run: Run, name: str, variables: dict) -> tuple[dict, dict[str, An
         if not loop.is_over(fixed, name, phase.record["history"]):
             console.say(report.phase_line(name, phase.config, int(state.step), phase.num_steps))
             report.show_parameters(state.params, phase.plan)
-            (ridge.fit if phase.config.optimizer == "ridge" else loop.train)(run, phase, state)
+            (solved.fit if phase.config.optimizer in config_lib.SOLVED else loop.train)(run, phase, state)
         best = checkpoints.best()
         assert best is not None, "a finished phase has a checkpoint"
         state = with_leaves(state, checkpoints.restore(best)[0])

@@ -80,6 +80,11 @@ def export(run: Finished, names: list[str], folder: Path, process: Process) -> N
                 f"{name} is made of layers of Keras, of which there is no {run.config.model.backbone}, that takes "
                 f"{run.kind.name}; in {run.path}; choose stablehlo"
             )
+        if FORMATS[name].packages and run.model.bank:
+            raise ConfigError(
+                f"{name} is made of layers of Keras, of which there is none of nearest neighbours; in {run.path}; "
+                "choose stablehlo"
+            )
     run = run._replace(model=run.model.clone(backbone=run.model.backbone.clone(dtype=jnp.float32)))
     examples = read_examples(run, max(FORMATS[name].max_examples for name in names))
     for name in names:

@@ -1,4 +1,4 @@
-"""Backbone -> pooling -> dropout -> dense head."""
+"""Backbone -> pooling -> dropout -> head, which is dense, or of nearest neighbours."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tltrain.models.backbone import Backbone, cast
 from tltrain.models.layers import dropout, map_chunks
+from tltrain.models.neighbors import Bank, Neighbors
 
 HEAD_INIT = nn.initializers.glorot_uniform()  # as Keras' Dense
 _SMALL_MAP = 20 * 20  # positions; the activations of several examples of this size fit a processor's cache together
@@ -37,12 +38,14 @@ class Shapes(NamedTuple):
 class Classifier(nn.Module):
     """Rows of examples or stored activations to logits.
 
-    Variables: `{"backbone": {stage: ...}, "head": {"kernel", "bias"}}`.
+    Variables: `{"backbone": {stage: ...}, "head": {"kernel", "bias"}}`; where there is a `bank`, the head is that of
+    `Neighbors`.
     """
 
     backbone: Backbone
     num_outputs: int
     dropout: float
+    bank: Bank | None = None
 
     @nn.compact
     def __call__(
@@ -63,6 +66,8 @@ class Classifier(nn.Module):
         features = pooled.astype(jnp.float32)
         if dropout_keys is not None:
             features = dropout(features, self.dropout, dropout_keys)
+        if self.bank is not None:
+            return Neighbors(self.num_outputs, self.bank, name="head")(features)
         return nn.Dense(self.num_outputs, kernel_init=HEAD_INIT, name="head")(features)
 
     def run(self, x: Any, start: int, stop: int, train: bool = False) -> Any:

@@ -39,6 +39,7 @@ from tltrain.models import (
 from tltrain.models.backbone import Backbone
 from tltrain.models.classifier import HEAD_INIT, Classifier
 from tltrain.models.layers import LAYER_SCALE
+from tltrain.models.neighbors import Bank
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **vgg.VARIANTS,
@@ -140,10 +141,16 @@ def _backbone_shapes(backbone):
     return jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())["params"]
 
 
-def create(config: ConfigDict, num_outputs: int) -> Classifier:
-    """The model of `config.model` with a head of `num_outputs` units, without variables."""
+def create(config: ConfigDict, num_outputs: int, bank: Bank | None = None) -> Classifier:
+    """The model of `config.model` with a head of `num_outputs` units, or of a `bank`, without variables."""
     backbone = _backbone(config).configured(config)
-    return Classifier(backbone, num_outputs, config.model.dropout)
+    return Classifier(backbone, num_outputs, config.model.dropout, bank)
+
+
+def num_features(model: Classifier) -> int:
+    """The number C of pooled features `[B, C]`."""
+    head = shapes(model)["params"]["head"]
+    return head["features"].shape[1] if model.bank else head["kernel"].shape[0]
 
 
 @functools.cache
@@ -156,14 +163,13 @@ def shapes(model: Classifier) -> dict:
 def init(model: Classifier, seed: int, pretrained: dict | None) -> dict:
     """Variables of `model`, float32: the head from `seed`, the backbone from `pretrained` or, where None, from `seed`.
 
-    `pretrained` is `{"params": {stage: ...}, "batch_stats": {stage: ...}}`.
+    A head of nearest neighbours has none yet. `pretrained` is `{"params": {stage: ...}, "batch_stats": {stage: ...}}`.
     """
     rng = np.random.default_rng(seed)
     expected = shapes(model)
-    head = {
-        "kernel": HEAD_INIT(jax.random.key(seed), expected["params"]["head"]["kernel"].shape),
-        "bias": jnp.zeros(expected["params"]["head"]["bias"].shape),
-    }
+    head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), expected["params"]["head"])
+    if not model.bank:
+        head["kernel"] = HEAD_INIT(jax.random.key(seed), head["kernel"].shape)
     if pretrained is None:
         backbone = {name: tree["backbone"] for name, tree in expected.items()}
         pretrained = jax.tree_util.tree_map_with_path(

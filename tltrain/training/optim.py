@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from tltrain.models import freeze
+from tltrain.rules import SOLVED
 
 
 def make_schedule(phase: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -41,7 +42,7 @@ def make(
     """
     decay = optax.add_decayed_weights(phase.weight_decay, mask=_is_head_kernel if phase.l2_sp else _is_kernel)
     clip = optax.clip_by_global_norm(phase.clip_norm) if phase.clip_norm else optax.identity()
-    if phase.optimizer == "ridge":
+    if phase.optimizer in SOLVED:
         steps = [optax.identity()]  # solved, not stepped
     elif phase.optimizer == "sgd":
         steps = [decay, optax.trace(phase.momentum)]

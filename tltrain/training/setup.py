@@ -10,6 +10,7 @@ from tltrain.data.split import Data
 from tltrain.errors import ConfigError
 from tltrain.models import freeze, zoo
 from tltrain.models.classifier import Classifier
+from tltrain.models.neighbors import Bank
 from tltrain.runtime import hosts, parallel
 from tltrain.runtime.process import Clock
 from tltrain.training.tasks import choose
@@ -71,7 +72,14 @@ def load(config: ConfigDict, clock: Clock) -> Setup:
         data = read_data(config)
     check_batch(config, data)
     task = choose.of(config, data)
-    return Setup(config, data, task, zoo.create(config, task.num_outputs), mesh)
+    return Setup(config, data, task, model_for(config, task, data.splits["train"].num_examples), mesh)
+
+
+def model_for(config: ConfigDict, task: Task, num_examples: int) -> Classifier:
+    """The model of `config` for `task`; where its head is of nearest neighbours, of `num_examples` of train."""
+    is_knn = config.probe.optimizer == "knn"
+    bank = Bank(num_examples, config.probe.neighbors, task.exclusive) if is_knn else None
+    return zoo.create(config, task.num_outputs, bank)
 
 
 def check_batch(config: ConfigDict, data: Data) -> None:

@@ -28,6 +28,7 @@ class Classification(Task):
 
     name = "classification"
     metric = "accuracy"
+    exclusive = True
     unit = "nats"
 
     @classmethod

@@ -44,6 +44,9 @@ class Regression(Task):
         for key, value in allowed.items():
             if given[key] != value:
                 raise ConfigError(f"{key} = {given[key]!r}, allowed: {value!r} where a label is a number")
+        for name in config_lib.PHASES:
+            if (optimizer := config[name].optimizer) in ("logreg", "knn"):
+                raise ConfigError(f"{name}.optimizer = {optimizer!r}, allowed: 'ridge' where a label is a number")
         return cls(class_names)
 
     @property

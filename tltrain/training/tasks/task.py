@@ -27,6 +27,7 @@ class Task(abc.ABC):
     metric: ClassVar[str]  # what an epoch is told by beside its loss
     larger_is_better: ClassVar[bool] = True  # of `metric`
     unit: ClassVar[str]  # of the loss
+    exclusive: ClassVar[bool] = False  # whether of several outputs one is right
     output: ClassVar[str] = "probabilities"  # what an export calls its answers
 
     @classmethod
@@ -93,7 +94,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def ridge(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Targets float64 `[N, D]` and weights float64 `[N]` of least squares in place of the loss."""
+        """Targets float64 `[N, D]` and weights float64 `[N]` of least squares in place of the loss.
+
+        The target of a class is above 0 where it is there.
+        """
 
     def same(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Whether two results `[N, K]` of `activation` choose the same, bool `[N]`."""

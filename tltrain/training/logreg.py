@@ -1,0 +1,195 @@
+"""Logistic regression to convergence by L-BFGS, and the choice of its penalty on a part of the training examples."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tltrain.training.tasks.task import Task
+
+PENALTIES = tuple(10.0**power for power in range(6, -7, -1))  # from which one is chosen: the range of CLIP
+UNTESTED = 1.0  # the penalty where no example can be held out: scikit-learn's default
+TOLERANCE = 3e-6  # of the norm of the gradient, see `Solution`
+MOST_ITERATIONS = 1000  # as of CLIP
+_HELD_OUT = 0.2  # share of the examples of a class
+_AT_ONCE = 20  # iterations between two looks at whether to stop
+
+Head = dict[str, np.ndarray]  # "kernel" [C, D], "bias" [D]; float32
+_solver = optax.lbfgs()  # with the zoom line search (Nocedal & Wright 2006, algorithms 7.5 and 3.6)
+
+
+class Examples(NamedTuple):
+    """Features float32 `[N, C]` less their `mean` `[C]`, in R coordinates along `axes` `[C, R]`, and their labels.
+
+    `features` `[N, R]` are on the device; `spread` `[R]` are the sums of their squares. Where there are fewer examples
+    than features the axes are the principal ones: a kernel that minimises the objective is in their span, and there
+    L-BFGS needs a tenth of the iterations and less. Else they are those of the features.
+    """
+
+    features: jax.Array
+    labels: jax.Array
+    mean: np.ndarray
+    axes: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray) -> "Examples":
+        """Those of pooled features float32 `[N, C]` and `labels` `[N, ...]`."""
+        mean = features.mean(0)
+        centred, axes = features - mean, np.eye(features.shape[1], dtype=np.float32)
+        if len(centred) < len(axes):
+            axes = np.linalg.svd(centred, full_matrices=False)[2].T
+            centred = centred @ axes
+        return cls(jnp.asarray(centred), jnp.asarray(labels), mean, axes, np.square(centred).sum(0))
+
+    def logits(self, head: Head) -> jax.Array:
+        """Those of all of them, float32 `[N, D]`."""
+        bias = head["bias"] + self.mean @ head["kernel"]
+        return jnp.matmul(self.features, self.axes.T @ head["kernel"], precision="highest") + bias
+
+
+class Solution(NamedTuple):
+    """A head and how near it came.
+
+    `gradient` is the norm of the gradient by the square root of the objective, where each axis is scaled so that its
+    curvature is at most 1: its square is about how much lower the objective could be, by the objective.
+    """
+
+    head: Head
+    num_iterations: int
+    gradient: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gradient is 0 for float32."""
+        return self.gradient <= TOLERANCE
+
+
+class Chosen(NamedTuple):
+    """The penalty that was best on `num_held_out` examples; `scores` of each, as of val; the head that had it."""
+
+    penalty: float
+    num_held_out: int
+    scores: list[dict[str, float]]
+    head: Head
+
+
+def solve(
+    task: Task, examples: Examples, weights: np.ndarray, penalty: float, start: Head | None, stop: Callable[[], bool]
+) -> Solution | None:
+    """The head that minimises the sum of `weights * task.train_losses` and `penalty / 2` times the squared kernel.
+
+    The bias is free. As in scikit-learn's `LogisticRegression` with `C = 1 / penalty`; where labels are several, whose
+    loss is the mean over K classes, with `C = 1 / (K * penalty)` for each.
+
+    Args:
+        task: whose loss it is.
+        examples: all there are, N.
+        weights: float32 `[N]`, 1 of an example that counts, 0 of one that does not.
+        penalty: above 0.
+        start: a head to begin with, of a penalty not far; None: at zero.
+        stop: asked now and then.
+
+    Returns:
+        None where `stop()` became true.
+    """
+    scale = np.asarray(1 / np.sqrt(examples.spread / 4 + penalty), np.float32)[:, None]
+    if start is None:
+        zero = np.zeros((len(examples.mean), task.num_outputs), np.float32)
+        start = {"kernel": zero, "bias": zero[0]}
+    point = {
+        "kernel": examples.axes.T @ start["kernel"] / scale,
+        "bias": start["bias"] + examples.mean @ start["kernel"],
+    }
+    state, done, lowest, nearest = (point, _solver.init(point)), 0, np.inf, np.inf
+    arrays = (examples.features, examples.labels, weights, scale, np.float32(penalty))
+    while True:
+        state, count, value, gradient = _iterate(task, arrays, state)
+        done, value, gradient = done + int(count), float(value), float(gradient)
+        if gradient <= TOLERANCE or done >= MOST_ITERATIONS:
+            break
+        if value >= lowest * (1 - 1e-7) and gradient > 0.9 * nearest:  # float32 finds nothing lower
+            break
+        if stop():
+            return None
+        lowest, nearest = min(value, lowest), min(gradient, nearest)
+    kernel = examples.axes @ (scale * np.asarray(state[0]["kernel"]))
+    head = {"kernel": kernel, "bias": np.asarray(state[0]["bias"]) - examples.mean @ kernel}
+    return Solution(head, done, gradient)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _iterate(task, arrays, state):
+    """Up to `_AT_ONCE` iterations on; returns the state, how many, the objective and `Solution.gradient`."""
+    features, labels, weights, scale, penalty = arrays
+
+    def objective(point):
+        kernel = scale * point["kernel"]
+        logits = jnp.matmul(features, kernel, precision="highest") + point["bias"]
+        return (weights * task.train_losses(logits, labels)).sum() + penalty / 2 * jnp.square(kernel).sum()
+
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def iterate(carry):
+        point, solver_state, count = carry
+        value, grad = value_and_grad(point, state=solver_state)
+        updates, solver_state = _solver.update(grad, solver_state, point, value=value, grad=grad, value_fn=objective)
+        return optax.apply_updates(point, updates), solver_state, count + 1
+
+    def measured(solver_state):
+        value, grad = (optax.tree.get(solver_state, name) for name in ("value", "grad"))
+        return value, optax.tree.norm(grad) / jnp.sqrt(value)
+
+    def goes_on(carry):
+        _, solver_state, count = carry
+        return (count == 0) | ((count < _AT_ONCE) & (measured(solver_state)[1] > TOLERANCE))
+
+    point, solver_state, count = jax.lax.while_loop(goes_on, iterate, (*state, 0))
+    return (point, solver_state), count, *measured(solver_state)
+
+
+def held_out(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Which examples a penalty is chosen on, bool `[N]`: a fifth, at least one and never all, of each class.
+
+    Of labels that are several at once, bool `[N, K]`, a fifth of all. Nothing where no class has two examples.
+    """
+    rng = np.random.default_rng(seed)
+    groups = labels if labels.ndim == 1 else np.zeros(len(labels), int)
+    chosen = np.zeros(len(labels), bool)
+    for group in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == group))
+        chosen[members[: min(max(1, round(_HELD_OUT * len(members))), len(members) - 1)]] = True
+    return chosen
+
+
+def choose(
+    task: Task, examples: Examples, held: np.ndarray, best: str, stop: Callable[[], bool], done: Callable[[int], None]
+) -> Chosen | None:
+    """The best of `PENALTIES` on the `held` examples, bool `[N]`, by heads of the others.
+
+    Each begins with the one before, of the next larger penalty. Ranked as epochs are where `checkpoint.best` is `best`,
+    equals by their loss, the larger penalty before the smaller. `done(i)` is called after each, `stop` is that of
+    `solve`, as is what is returned.
+    """
+    index, weights = np.flatnonzero(held), (~held).astype(np.float32)
+    scores: list[dict[str, float]] = []
+    heads: list[Head] = []
+    for i, penalty in enumerate(PENALTIES):
+        solution = solve(task, examples, weights, penalty, heads[-1] if heads else None, stop)
+        if solution is None:
+            return None
+        heads.append(solution.head)
+        scores.append(_scores(task, examples.logits(solution.head)[index], examples.labels[index]))
+        done(i + 1)
+    ranked = [(task.rank(found, best), -found["loss"], -i) for i, found in enumerate(scores)]
+    chosen = -max(ranked)[2]
+    return Chosen(PENALTIES[chosen], len(index), scores, heads[chosen])
+
+
+def _scores(task: Task, logits: Any, labels: Any) -> dict[str, float]:
+    means = {"loss": float(task.losses(logits, labels).mean()), task.metric: float(task.score(logits, labels).mean())}
+    return means | task.summary(np.asarray(logits), np.asarray(labels))
