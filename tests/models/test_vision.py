@@ -78,3 +78,22 @@ def test_every_stage_and_pooled_features_are_the_golden_ones(library, name, tmp_
                 wanted = golden(library, name)[0][f"{size}/{i}"]
                 assert_close(x[..., ::EVERY], wanted[:, : x.shape[1]])
         assert_close(backbone.pool(x)[..., ::EVERY], golden(library, name)[0][f"{size}/5"])
+
+
+# as google/siglip-base-patch16-224 and openai/clip-vit-base-patch32 have them: what is left out is the base size
+TOWERS = {
+    "siglip": ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, 92_884_224),
+    "clip": ({"model_type": "clip", "vision_config": {"patch_size": 32}}, 87_456_000),
+}
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_a_tower_of_images_has_the_base_sizes_where_its_config_says_none(family, tmp_path):
+    said, count = TOWERS[family]
+    write(tmp_path, "transformers", family)
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    config = config_lib.default()
+    config.model.update(backbone=family, weights=str(tmp_path))
+    backbone = zoo.create(zoo.resolved(config), 2).backbone
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
