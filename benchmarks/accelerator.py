@@ -1,12 +1,14 @@
 """Images a second of the frozen forward pass, the probe step and the fine-tune step, from NumPy batches.
 
     python benchmarks/accelerator.py tltrain     # on a GPU, a TPU, or a CPU with --sizes 32
-    python benchmarks/accelerator.py torch       # the same in PyTorch with torch.compile, in its environment
+    python benchmarks/accelerator.py tltrain --backbones vit_base_16
+    python benchmarks/accelerator.py torch       # MobileNetV2 in PyTorch with torch.compile, in its environment
 
-MobileNetV2 at 224x224, random weights, float32 and bfloat16. The probe step starts at stored pooled features, the
-fine-tune step at the stored activations before block_13, as runs of tltrain do; for PyTorch they are given likewise.
-`of peak` is the shortest possible time over the time taken: the operations, as XLA counts them, at the rate of a large
-matrix product of the same dtype, or the inputs and results at the rate of a large copy, whichever takes longer.
+MobileNetV2 in float32 and bfloat16, transformers in bfloat16, at 224x224, random weights. The probe step starts at
+stored pooled features, the fine-tune step at the stored activations after the stage in `BACKBONES`, as runs of tltrain
+do; for PyTorch they are given likewise. `of peak` is the shortest possible time over the time taken: the operations, as
+XLA counts them, at the rate of a large matrix product of the same dtype, or the inputs and results at the rate of a
+large copy, whichever takes longer.
 """
 
 import argparse
@@ -15,7 +17,12 @@ import time
 
 import numpy as np
 
-CUT, CHANNELS = "block_12", 96  # the last frozen stage of the fine-tune, and the channels after it
+BACKBONES = {  # the last frozen stage of the fine-tune, and the dtypes
+    "mobilenet_v2": ("block_12", ("float32", "bfloat16")),
+    "vit_small_16": ("layer_8", ("bfloat16",)),
+    "vit_base_16": ("layer_8", ("bfloat16",)),
+    "dinov2_small": ("layer_8", ("bfloat16",)),
+}
 SIZES = (32, 64, 128, 256, 512, 1024)
 
 
@@ -23,15 +30,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library", choices=("tltrain", "torch"))
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="batch sizes")
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, help="default: all; in torch mobilenet_v2")
     arguments = parser.parse_args()
     steps = tltrain_steps if arguments.library == "tltrain" else torch_steps
-    print("| what | dtype | batch | img/s | of peak |\n|---|---|---|---|---|")
-    for dtype in ("float32", "bfloat16"):
-        for size in arguments.sizes:
-            for name, step, limit_seconds in steps(dtype, size):
-                seconds = median_seconds(step)
-                share = "" if limit_seconds is None else f"{limit_seconds / seconds:.0%}"
-                print(f"| {name} | {dtype} | {size} | {size / seconds:.0f} | {share} |", flush=True)
+    backbones = arguments.backbones or (list(BACKBONES) if arguments.library == "tltrain" else ["mobilenet_v2"])
+    print("| backbone | what | dtype | batch | img/s | of peak |\n|---|---|---|---|---|---|")
+    for backbone in backbones:
+        cut, dtypes = BACKBONES[backbone]
+        for dtype in dtypes:
+            for size in arguments.sizes:
+                for name, step, limit_seconds in steps(backbone, cut, dtype, size):
+                    seconds = median_seconds(step)
+                    share = "" if limit_seconds is None else f"{limit_seconds / seconds:.0%}"
+                    print(f"| {backbone} | {name} | {dtype} | {size} | {size / seconds:.0f} | {share} |", flush=True)
 
 
 def median_seconds(step):
@@ -45,16 +56,16 @@ def median_seconds(step):
     return statistics.median(seconds)
 
 
-def batches(size):
-    """Images, the activations at the cut, pooled features, and labels, as NumPy arrays."""
+def batches(size, activations, features):
+    """Images, the activations of shape `activations` at the cut, pooled features, and labels, as NumPy arrays."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, 224, 224, 3), np.uint8)
-    maps = rng.normal(size=(size, 14, 14, CHANNELS)).astype(np.float32)
-    pooled = rng.normal(size=(size, 1280)).astype(np.float32)
-    return images, maps, pooled, rng.integers(0, 2, size).astype(np.int32)
+    stored = rng.normal(size=(size, *activations)).astype(np.float32)
+    pooled = rng.normal(size=(size, features)).astype(np.float32)
+    return images, stored, pooled, rng.integers(0, 2, size).astype(np.int32)
 
 
-def tltrain_steps(dtype, size):
+def tltrain_steps(backbone, cut, dtype, size):
     """Name, step and the shortest possible seconds, of each."""
     import functools
 
@@ -70,15 +81,20 @@ def tltrain_steps(dtype, size):
     from tltrain.training.tasks.classification import Classification
 
     config = default()
-    config.model.dtype = dtype
+    config.model.update(backbone=backbone, weights="random", dtype=dtype)
+    config = zoo.resolved(config)
     task = Classification.of(config, ("cat", "dog"), None)
     model = zoo.create(config, task.num_outputs)
     mesh = parallel.make_mesh(size)
     variables = jax.tree.map(jnp.asarray, zoo.init(model, 0, None))
-    images, maps, pooled, label = batches(size)
     last, peaks = len(model.backbone.stages), device_peaks(dtype)
 
-    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    one = jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)
+
+    def shape(stop):
+        return jax.eval_shape(lambda v, x: run_frozen(model, v, x, 0, stop), variables, one).shape[1:]
+
+    images, stored, pooled, label = batches(size, shape(freeze.cut(model.backbone.stages, cut)), *shape(last))
     lowered = jax.jit(lambda v, x: run_frozen(model, v, x, 0, last)).lower(variables, one)
     flops = size * lowered.cost_analysis()["flops"]  # of a whole batch on CPU they are hidden in loops
 
@@ -91,7 +107,7 @@ def tltrain_steps(dtype, size):
         limit(run, flops, peaks),
     )
 
-    for name, until, inputs in (("probe step", "all", pooled), ("fine-tune step", CUT, maps.astype(dtype))):
+    for name, until, inputs in (("probe step", "all", pooled), ("fine-tune step", cut, stored.astype(dtype))):
         plan = freeze.plan(model.backbone.stages, until)
         tx = optim.make(config.probe, optim.make_schedule(config.probe, 100), plan, plan)
         state = steps.create_state(variables["params"], variables["batch_stats"], tx, plan, ema=0.0)
@@ -132,17 +148,19 @@ def limit(compiled, flops, peaks):
     return max(flops / peaks[0], moved / peaks[1])
 
 
-def torch_steps(dtype, size):
+def torch_steps(backbone, cut, dtype, size):
     """Name and step of each; what is the least possible is the same for both libraries, so it is not repeated."""
     import torch
     import torchvision
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last
+    if backbone != "mobilenet_v2":
+        raise SystemExit(f"{backbone} is measured in tltrain alone")
     base = torchvision.models.mobilenet_v2(weights=None).features.to(device, memory_format=layout).eval()
-    first = int(CUT.removeprefix("block_")) + 2  # after the stem and expanded_conv, then past the cut
+    first = int(cut.removeprefix("block_")) + 2  # after the stem and expanded_conv, then past the cut
     top, head = base[first:], torch.nn.Linear(1280, 1).to(device)
-    images, maps, pooled, label = batches(size)
+    images, maps, pooled, label = batches(size, (14, 14, 96), 1280)
     low = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def sent(array):

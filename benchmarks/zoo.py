@@ -1,13 +1,15 @@
-"""Forward passes of the zoo beside Keras on TensorFlow and Keras on JAX: alternating processes, medians.
+"""Forward passes of the zoo beside Keras, PyTorch and onnxruntime: alternating processes, medians.
 
     python benchmarks/zoo.py                      # one of each family, batches of 8 and 32: a table in Markdown
     python benchmarks/zoo.py --only=resnet50 --rounds=1
+    python benchmarks/zoo.py --peers_python=benchmarks/peers/.venv/bin/python    # PyTorch and onnxruntime too
     python benchmarks/zoo.py --compile            # seconds to trace and to compile, every backbone
     python benchmarks/zoo.py --stages=resnet50    # milliseconds and GFLOP/s of each stage, on one core
 
 Run by the Python that has tltrain (`.venv/bin/python` after `bash launch/setup.sh`). All weights are random, images are
-in memory. On two cores a round takes 20 minutes; what takes more than twice the time of the fastest runs in the first
-round alone. `benchmarks/zoo.md` is a result, with what limits each family.
+in memory. What `keras.applications` does not have is measured in tltrain alone. On two cores a round takes 20 minutes
+and more; what takes more than twice the time of the fastest runs in the first round alone. `benchmarks/zoo.md` is a
+result, with what limits each family.
 """
 
 import functools
@@ -34,10 +36,11 @@ ONLY = flags.DEFINE_list("only", [], "Some of the backbones of the table; with -
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of alternating processes.")
 COMPILE = flags.DEFINE_bool("compile", False, "Time tracing and compilation alone.")
 STAGES = flags.DEFINE_string("stages", "", "A backbone whose stages are timed, on one core.")
+PYTHON = flags.DEFINE_string("peers_python", "", "Interpreter with torch, transformers, onnxscript and onnxruntime.")
 OUT = flags.DEFINE_string("out", "runs/zoo.json", "Every measurement, as JSON; an earlier one there is continued.")
 
 PEERS = Path(__file__).parent / "peers"
-KERAS = {  # one of each family, and its name in keras.applications
+KERAS = {  # one of each family, and its name in keras.applications; None: it is not there
     "vgg16": "VGG16",
     "resnet50": "ResNet50",
     "resnet50_v2": "ResNet50V2",
@@ -52,8 +55,27 @@ KERAS = {  # one of each family, and its name in keras.applications
     "efficientnet_b0": "EfficientNetB0",
     "efficientnet_v2_b0": "EfficientNetV2B0",
     "convnext_tiny": "ConvNeXtTiny",
+    "vit_small_16": None,
+    "vit_base_16": None,
+    "dinov2_small": None,
+    "clip_base_32": None,
+    "siglip_base_16": None,
 }
-LIBRARIES = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax", "tltrain": "tltrain"}
+# those that are timed in PyTorch and onnxruntime too: their config.json in transformers, for images of their own size
+HUGGING_FACE = {
+    "vit_small_16": {"model_type": "vit", "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "vit_base_16": {"model_type": "vit"},
+    "dinov2_small": {"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "patch_size": 14},
+    "convnext_tiny": {"model_type": "convnext"},
+}
+LIBRARIES = {
+    "Keras on TensorFlow": "tensorflow",
+    "Keras on JAX": "jax",
+    "PyTorch": "torch",
+    "onnxruntime": "onnxruntime",
+    "tltrain": "tltrain",
+}
+OF_PEERS = ("torch", "onnxruntime")
 BATCH_SIZES = ("8", "32")
 
 
@@ -72,6 +94,8 @@ def main(_):
     for r in range(ROUNDS.value):
         for name in names:
             for title, library in LIBRARIES.items():
+                if library != "tltrain" and name_there(library, name) is None:
+                    continue
                 runs = results.setdefault(name, {}).setdefault(title, [])
                 if len(runs) > r or (r and slow(results[name], title)):
                     continue
@@ -82,11 +106,20 @@ def main(_):
     return show({name: results[name] for name in names})
 
 
+def name_there(library, name):
+    """What a library calls a backbone; None where it has it not, or is not asked for it."""
+    if library == "tltrain":
+        return name
+    if library not in OF_PEERS:
+        return KERAS[name]
+    return json.dumps(HUGGING_FACE[name]) if PYTHON.value and name in HUGGING_FACE else None
+
+
 def measure(library, name):
     """One process: `{"images_per_second": {batch size: ...}}`."""
     height = str(model_of(name)[2].shape[1])
-    there = name if library == "tltrain" else KERAS[name]
-    command = [sys.executable, PEERS / "zoo_forward.py", library, there, height, *BATCH_SIZES]
+    python = PYTHON.value if library in OF_PEERS else sys.executable
+    command = [python, PEERS / "zoo_forward.py", library, name_there(library, name), height, *BATCH_SIZES]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": library}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
@@ -104,7 +137,7 @@ def slow(runs, title):
 
 
 def show(results):
-    lines = [f"| backbone | M parameters | GFLOP an image | batch | {' | '.join(LIBRARIES)} | x the faster of Keras |"]
+    lines = [f"| backbone | M parameters | GFLOP an image | batch | {' | '.join(LIBRARIES)} | x the fastest other |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, runs in results.items():
         model, shapes, x = model_of(name)
@@ -113,10 +146,11 @@ def show(results):
         gflop = plain.cost_analysis()["flops"] / 1e9
         parameters = sum(leaf.size for leaf in jax.tree.leaves({k: tree["backbone"] for k, tree in shapes.items()}))
         for size in BATCH_SIZES:
-            *keras, ours = (median(runs[title], size) for title in LIBRARIES)
-            rates = " | ".join(f"{rate:.1f}" for rate in (*keras, ours))
+            *others, ours = (median(runs[title], size) if title in runs else 0.0 for title in LIBRARIES)
+            rates = " | ".join(f"{rate:.1f}" if rate else "" for rate in (*others, ours))
+            times = f"{ours / max(others):.2f}" if any(others) else ""
             sizes = f"{parameters / 1e6:.1f} | {gflop:.2f} | {size}"
-            lines.append(f"| {name} | {sizes} | {rates} | {ours / max(keras):.2f} |")
+            lines.append(f"| {name} | {sizes} | {rates} | {times} |")
     print("\n".join(lines))
 
 
@@ -127,7 +161,7 @@ def whole(model, variables, x):
 def model_of(name, batch_size=8):
     """The model, the shapes of its variables, and those of a batch of its own size."""
     config = default()
-    config.model.backbone = name
+    config.model.update(backbone=name, weights="random")
     config = zoo.resolved(config)
     model = zoo.create(config, 1)
     return model, zoo.shapes(model), jax.ShapeDtypeStruct((batch_size, *config.data.image_size, 3), np.uint8)

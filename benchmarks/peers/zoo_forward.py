@@ -110,8 +110,8 @@ def tltrain(name, shape):
     from tltrain.runtime import parallel
 
     config = default()
-    config.model.backbone = name
-    model = zoo.create(config, 1)
+    config.model.update(backbone=name, weights="random")
+    model = zoo.create(zoo.resolved(config), 1)
     mesh = parallel.make_mesh(shape[0])
     shapes = Shapes.of(jax.ShapeDtypeStruct(shape, np.uint8))
     program = forward.Program(model, 0, len(model.backbone.stages), shapes, mesh)

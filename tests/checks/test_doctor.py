@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 from test_main import run as run_verb
 from test_main import write_config
+from test_vision import write as write_vision
 
 from tltrain.checks import data, examination, images, machine, memory, phases, pixels, seconds, settings, weights
 from tltrain.checks.case import Case
@@ -19,6 +20,7 @@ from tltrain.data.kinds.image_decoding import load_image
 from tltrain.data.kinds.image_hash import near_pairs
 from tltrain.errors import TerminatedError
 from tltrain.experiment import train
+from tltrain.models.image_backbone import NORMALIZED
 from tltrain.weights import download
 
 
@@ -160,6 +162,36 @@ def test_allowed_values_that_experience_speaks_against_get_advice(case, tiny, tm
     tiny.update_from_flattened_dict(changes)
     found = list(settings.check_recipe(case_of(tiny, tmp_path)))
     assert [finding.level for finding in found if text in finding.text] == ["advice"], found
+
+
+VISION = {
+    "positions": ({"data.image_size": (64, 96)}, "fine", "14 x 14 patches are resized to the 6 x 4"),
+    "no statistics": ({"finetune.batch_norm": "train"}, "fine", "changes nothing: vit_tiny_16 has no BatchNorm"),
+    "fast fine-tune": ({"finetune.learning_rate": 1e-2}, "advice", "a rate for a new head"),
+}
+
+
+@pytest.mark.parametrize("case", VISION)
+def test_what_is_said_of_a_transformer_of_images_speaks_of_no_statistics(case, tiny, tmp_path):
+    changes, level, text = VISION[case]
+    tiny.update_from_flattened_dict({"model.backbone": "vit_tiny_16", "data.image_size": (224, 224)})
+    tiny.finetune.freeze_until = "layer_10"
+    assert not any(text in finding.text for finding in settings.check_recipe(case_of(tiny, tmp_path)))
+    tiny.update_from_flattened_dict(changes)
+    found = list(settings.check_recipe(case_of(tiny, tmp_path)))
+    assert [finding.level for finding in found if text in finding.text] == [level]
+    assert not any("statistics" in finding.text for finding in found)
+
+
+def test_the_scaling_that_files_beside_the_weights_say_is_that_of_the_backbone(tiny, root, tmp_path):
+    mean, std = NORMALIZED["torch"]
+    weights = write_vision(tmp_path, "transformers", "vit", image_mean=mean, image_std=std)
+    tiny.model.update(backbone="vit", weights=str(weights))
+    tiny.data.update(pixels="unit", image_size=(64, 64))
+    tiny.finetune.freeze_until = "layer_1"
+    found = list(pixels.check_pixels(case_of(tiny, tmp_path)))
+    assert any("vit was trained on 'torch'" in finding.text for finding in found if finding.level == "problem"), found
+    assert any("has no BatchNorm" in finding.text for finding in found), found
 
 
 def quiet(config):

@@ -18,7 +18,7 @@ from tltrain.data.kinds.text import Text
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.errors import WeightsError
 from tltrain.experiment import finished
-from tltrain.exports import keras_bert, keras_model, proven
+from tltrain.exports import keras_model, keras_transformer, proven
 from tltrain.exports.formats import FORMATS
 from tltrain.models import bert, zoo
 from tltrain.models.classifier import run_frozen
@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_are_named(changes, place, tmp_path):
 @pytest.mark.parametrize("name", bert.ACTIVATIONS)
 def test_activations_are_those_of_the_run(name):
     x = np.linspace(-8, 8, 999, dtype=np.float32)
-    found = keras_bert.ACTIVATIONS[name](keras_model.import_keras().ops, x)
+    found = keras_transformer.ACTIVATIONS[name](keras_model.import_keras().ops, x)
     np.testing.assert_allclose(found, bert.ACTIVATIONS[name](x), rtol=0, atol=2e-6)
 
 

@@ -157,7 +157,9 @@ def test_convnext_takes_files_of_the_hub(library, tmp_path):
 
 
 HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-PATCHES = r"data.image_size = \(70, 75\), allowed with dinov2: \(70, 70\), or multiples of 14 pixels of a patch"
+PATCHES = (
+    r"data.image_size = \(70, 75\), allowed with dinov2: \(70, 70\), or multiples of 14 pixels, the side of a patch"
+)
 # a folder of a family, what is changed in its preprocessor_config.json, a file that is not there, what a config says
 REFUSED = {
     "pixels of another network": (
@@ -208,3 +210,22 @@ def test_what_a_network_of_images_cannot_be_is_one_line(case, tmp_path):
     with pytest.raises(TltrainError, match=message) as caught:
         zoo.resolved(config)
     assert str(caught.value).isprintable()
+
+
+# as google/siglip-base-patch16-224 and openai/clip-vit-base-patch32 have them: what is left out is the base size
+TOWERS = {
+    "siglip": ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, 92_884_224),
+    "clip": ({"model_type": "clip", "vision_config": {"patch_size": 32}}, 87_456_000),
+}
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_a_tower_of_images_has_the_base_sizes_where_its_config_says_none(family, tmp_path):
+    said, count = TOWERS[family]
+    write(tmp_path, "transformers", family)
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    config = config_lib.default()
+    config.model.update(backbone=family, weights=str(tmp_path))
+    backbone = zoo.create(zoo.resolved(config), 2).backbone
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count

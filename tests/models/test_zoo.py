@@ -74,6 +74,7 @@ make = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "make.py"))
 
 
 # parameters without top and with that of 1000 classes, statistics included, as Keras counts
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARAMETERS = {
     "vgg16": (14_714_688, 138_357_544),
     "vgg19": (20_024_384, 143_667_240),
@@ -487,10 +488,28 @@ def test_two_arms_of_the_comparison_of_backbones_run(images, tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_the_programs_that_are_timed_run():
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
-    for name, step, limit in runpy.run_path(str(benchmarks / "accelerator.py"))["tltrain_steps"]("float32", 2):
+@pytest.mark.parametrize(("backbone", "dtype"), [("mobilenet_v2", "float32"), ("vit_small_16", "bfloat16")])
+def test_the_steps_that_are_timed_on_an_accelerator_run(backbone, dtype):
+    file = runpy.run_path(str(BENCHMARKS / "accelerator.py"))
+    cut, dtypes = file["BACKBONES"][backbone]
+    assert dtype in dtypes
+    for name, step, limit in file["tltrain_steps"](backbone, cut, dtype, 2):
         step()
         assert limit > 0, name
-    forward, dtype = runpy.run_path(str(benchmarks / "peers" / "zoo_forward.py"))["tltrain"]("vgg16", (2, 32, 32, 3))
-    forward([np.zeros((2, 32, 32, 3), dtype)])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("backbone", "side"), [("vgg16", 32), ("vit_small_16", 224)])
+def test_the_forward_pass_that_is_timed_beside_keras_runs(backbone, side):
+    shape = (2, side, side, 3)
+    forward, dtype = runpy.run_path(str(BENCHMARKS / "peers" / "zoo_forward.py"))["tltrain"](backbone, shape)
+    forward([np.zeros(shape, dtype)])
+
+
+def test_the_table_beside_keras_has_rows_of_what_keras_does_not_have(capsys):
+    file = runpy.run_path(str(BENCHMARKS / "zoo.py"))
+    runs = [{"images_per_second": dict.fromkeys(file["BATCH_SIZES"], 20.0)}]
+    file["show"]({"vit_small_16": {"tltrain": runs}, "mobilenet_v2": dict.fromkeys(file["LIBRARIES"], runs)})
+    vit, _, mobilenet, _ = capsys.readouterr().out.splitlines()[2:]
+    assert vit.startswith("| vit_small_16 | 21.7 | ") and vit.endswith(" | 8 |  |  | 20.0 |  |")
+    assert mobilenet.endswith(" | 8 | 20.0 | 20.0 | 20.0 | 1.00 |")

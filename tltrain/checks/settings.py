@@ -17,6 +17,7 @@ from tltrain.models import zoo
 from tltrain.models.backbone import Backbone
 from tltrain.models.image_backbone import ImageBackbone
 from tltrain.models.layers import BatchNorm
+from tltrain.models.vision_transformer import VisionTransformer
 
 _SMALL_BATCH = 16  # examples; Wu and He 2018 (arXiv 1803.08494, figure 1): below it statistics are poor
 _OLD_SHARE = 0.25  # of the old running statistics left at the end, above which BatchNorm has not followed
@@ -67,26 +68,41 @@ def check_recipe(case: Case) -> Iterator[Finding]:
             f"data.image_size = {config.data.image_size} is less than half of the {backbone.input_size} that "
             f"{config.model.backbone} was trained on: what it knows of shapes fits larger images"
         )
+    if isinstance(backbone, VisionTransformer):
+        yield from _positions(config, backbone)
     if phases == ["finetune"] and not hub.is_random(config.model.weights) and config.finetune.freeze_until != "all":
         yield advice(
             "probe.epochs = 0: the gradients of a random head distort pretrained stages; probe first, then fine-tune "
             "(Kumar et al. 2022, arXiv 2202.10054)"
         )
     if phases == list(config_lib.PHASES):
-        yield from _rates(config)
+        yield from _rates(case)
     for name in phases:
         yield from _augmentation(name, config)
         yield from _batch_norm(name, case)
 
 
-def _rates(config):
-    probe, finetune = config.probe, config.finetune
+def _positions(config, backbone):
+    height, width = (side // backbone.patch_size for side in config.data.image_size)
+    if (height, width) != (backbone.grid, backbone.grid):
+        yield fine(
+            f"positions learned for {backbone.grid} x {backbone.grid} patches are resized to the {width} x {height} of "
+            "these images"
+        )
+
+
+def _rates(case):
+    probe, finetune = case.config.probe, case.config.finetune
     follows = finetune.batch_norm == "inference" and finetune.freeze_until != "all"
     if follows and finetune.learning_rate >= probe.learning_rate:
+        reason = (
+            "with batch_norm = 'inference' the pretrained stages soon stop fitting their stored statistics and collapse"
+            if norms(case.backbone)
+            else "a rate for a new head soon undoes what pretrained stages know"
+        )
         yield advice(
             f"finetune.learning_rate = {finetune.learning_rate:g} is not below probe.learning_rate = "
-            f"{probe.learning_rate:g}: with batch_norm = 'inference' the pretrained stages soon stop fitting their "
-            "stored statistics and collapse; start at a tenth or less, with warmup_epochs"
+            f"{probe.learning_rate:g}: {reason}; start at a tenth or less, with warmup_epochs"
         )
 
 
@@ -107,13 +123,16 @@ def _batch_norm(name, case):
     config, phase = case.config, case.config[name]
     if phase.batch_norm != "train" or phase.freeze_until == "all":
         return
+    if not (layers := norms(case.backbone)):
+        yield fine(f"{name}.batch_norm = 'train' changes nothing: {config.model.backbone} has no BatchNorm")
+        return
     if config.batch_size < _SMALL_BATCH:
         yield advice(
             f"{name}.batch_norm = 'train' with batch_size = {config.batch_size}: statistics of so few examples are "
             f"noisy; use {_SMALL_BATCH} or more, or batch_norm = 'inference'"
         )
     steps = phase.epochs * pipeline.num_batches(case.data.splits["train"].num_examples, config.batch_size)
-    momentum = max((norm.momentum for norm in norms(case.backbone)), default=0.0)
+    momentum = max(norm.momentum for norm in layers)
     if momentum**steps > _OLD_SHARE:
         yield advice(
             f"{name}.batch_norm = 'train': after {steps} steps at momentum {momentum:g} the stored statistics, by "

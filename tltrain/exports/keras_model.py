@@ -8,14 +8,19 @@ import numpy as np
 
 from tltrain.data.tensorflow import import_tensorflow
 from tltrain.experiment.finished import Finished
-from tltrain.exports import filling, keras_bert, keras_images
+from tltrain.exports import filling, keras_bert, keras_images, keras_vision
 from tltrain.models.backbone import Backbone
 from tltrain.models.bert import Bert
 from tltrain.models.image_backbone import ImageBackbone
+from tltrain.models.vision_transformer import VisionTransformer
 
 # from Keras, the run and a Keras tensor for each argument of `Kind.signature` to features `[B, C]` and their arrays
 Body = Callable[..., tuple[Any, filling.Arrays]]
-BODIES: dict[type[Backbone], Body] = {ImageBackbone: keras_images.body, Bert: keras_bert.body}
+BODIES: dict[type[Backbone], Body] = {  # the first that fits
+    VisionTransformer: keras_vision.body,
+    ImageBackbone: keras_images.body,
+    Bert: keras_bert.body,
+}
 
 
 def import_keras() -> Any:

@@ -172,7 +172,7 @@ class AttentionPooling(nn.Module):
         sizes = self.sizes
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         probe = Learned((1, 1, sizes.features), name="probe")()
-        probe = jnp.broadcast_to(probe, (len(x), *probe.shape[1:])).astype(x.dtype)
+        probe = jnp.broadcast_to(probe, (x.shape[0], *probe.shape[1:])).astype(x.dtype)
         query, key, value = (
             dense(sizes.features, name=f"attention.{name}")(y)
             for name, y in (("query", probe), ("key", x), ("value", x))

@@ -45,7 +45,8 @@ def match(
     """
     layout, prefix = _layout(path, leaves, declared, stored)
     faults, chosen = _chosen(leaves, declared, layout, prefix, stored)
-    ignored, unexpected = _rest(backbone, set(declared) - {place.name for place in chosen.values()}, prefix)
+    used = {place.name for place in chosen.values()}
+    ignored, unexpected = _rest(backbone, set(declared) - used, prefix, used)
     if faults := faults + unexpected:
         raise variables.unfit(path, len(leaves), faults)
     return Match(chosen, ignored)
@@ -89,16 +90,25 @@ def _chosen(leaves, declared, layout, prefix, stored):
     return faults, chosen
 
 
-def _rest(backbone, names, prefix):
-    """The groups of `names` that are known and not used, without buffers of positions; and what is unexpected."""
+def _rest(backbone, names, prefix, used):
+    """What of `names` is known and not used, without buffers of positions, and what is unexpected.
+
+    It is said by the group of a name where nothing of that is `used`.
+    """
+    groups = {_group(name.removeprefix(prefix)) for name in used}
     ignored, unexpected = set(), []
     for name in sorted(names):
         stripped = name.removeprefix(prefix)
         if not any(re.fullmatch(pattern, stripped) for pattern in backbone.hub_unused):
             unexpected.append(f"unexpected {_shown(name)}")
         elif not stripped.endswith("position_ids"):
-            ignored.add(re.split(r"[./]", stripped)[0])
+            group = _group(stripped)
+            ignored.add(stripped if group in groups else group)
     return sorted(ignored), unexpected
+
+
+def _group(name):
+    return re.split(r"[./]", name)[0]
 
 
 def _shown(name):
