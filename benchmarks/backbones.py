@@ -37,5 +37,9 @@ def sweep():
         "efficientnet_b0",
         "efficientnet_v2_b0",
         "convnext_tiny",
+        "vit_small_16",
+        "dinov2_small",
+        "clip_base_32",
+        "siglip_base_16",
     ):
         yield {"model.backbone": backbone, "model.weights": "random"}

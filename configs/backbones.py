@@ -1,8 +1,8 @@
 """Which backbone: one probe on the cats and dogs for one of each family, at the image size it was trained on.
 
 python -m tltrain.sweep --config configs/backbones.py --workdir runs/backbones --seeds 3
-Weights are Keras' ImageNet ones, downloaded once (700 MB in all). MobileNetV1 is not among them, for Keras publishes no
-hash of its file: give its path as `model.weights` in an arm of its own.
+Weights are Keras' ImageNet ones (800 MB in all) and, of the transformers, those of the Hub (1.6 GB), downloaded once.
+MobileNetV1 is not among them, for Keras publishes no hash of its file: give its path as `model.weights` in an arm.
 """
 
 from tltrain.config import default
@@ -30,5 +30,9 @@ def sweep():
         "efficientnet_b0",
         "efficientnet_v2_b0",
         "convnext_tiny",
+        "vit_small_16",
+        "dinov2_small",
+        "clip_base_32",
+        "siglip_base_16",
     ):
         yield {"model.backbone": backbone}

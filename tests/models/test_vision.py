@@ -165,7 +165,7 @@ REFUSED = {
     "pixels of another network": (
         ("dinov2", HALVES, None, {"model.backbone": "dinov2_small"}),
         r"preprocessor_config.json says images of \(70, 70\) pixels with mean \(0.5, .* and deviation \(0.5, .*, "
-        r"dinov2_small was trained on \(224, 224\) with mean and deviation \(\(0.485, .*; take the backbone these",
+        r"DINOv2 of this name was trained on \(224, 224\) with mean and deviation \(\(0.485, .*; take the model",
     ),
     "unknown pixels": (
         ("vit", {"image_mean": [0.1, 0.2, 0.3]}, None, {}),
@@ -208,7 +208,7 @@ def test_what_a_network_of_images_cannot_be_is_one_line(case, tmp_path):
     config = config_lib.default()
     config.update_from_flattened_dict({"model.backbone": name, "model.weights": str(tmp_path)} | settings)
     with pytest.raises(TltrainError, match=message) as caught:
-        zoo.resolved(config)
+        reader.path_of(config.model.weights, zoo.create(zoo.resolved(config), 2).backbone)
     assert str(caught.value).isprintable()
 
 

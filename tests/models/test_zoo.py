@@ -31,6 +31,7 @@ from test_adapters import moved
 from test_freeze import batch_of, same, step_of
 
 from tltrain import config as config_lib
+from tltrain.data.kinds.images import Images
 from tltrain.errors import ConfigError
 from tltrain.experiment import sweeping
 from tltrain.models import (
@@ -469,7 +470,8 @@ def test_the_arms_of_the_comparison_without_weights_are_one_of_each_family(tmp_p
     file = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "backbones.py"))
     first, *others = sweeping.members(file["get_config"](), list(file["sweep"]()), 1, tmp_path)
     assert first.arm == "backbone=mobilenet_v2" and first.config.model.weights.endswith(".h5")
-    assert sorted(m.arm for m in others) == sorted(f"backbone={name},weights=random" for name in FIRST)
+    names = [*FIRST, "vit_small_16", "dinov2_small", "clip_base_32", "siglip_base_16"]
+    assert sorted(m.arm for m in others) == sorted(f"backbone={name},weights=random" for name in names)
     assert all(m.config.data.image_size == zoo.BACKBONES[m.config.model.backbone]().input_size for m in others)
 
 
@@ -513,3 +515,23 @@ def test_the_table_beside_keras_has_rows_of_what_keras_does_not_have(capsys):
     vit, _, mobilenet, _ = capsys.readouterr().out.splitlines()[2:]
     assert vit.startswith("| vit_small_16 | 21.7 | ") and vit.endswith(" | 8 |  |  | 20.0 |  |")
     assert mobilenet.endswith(" | 8 | 20.0 | 20.0 | 20.0 | 1.00 |")
+
+
+OF_ANY_SIZE = ("vit", "dinov2", "clip", "siglip")
+
+
+@pytest.mark.full
+def test_the_table_of_the_readme_is_that_of_the_zoo():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("| `")]
+    said = {}
+    for names, parameters, sizes, *_ in rows:
+        names, parameters, sizes = (cell.replace("`", "").strip().split("<br>") for cell in (names, parameters, sizes))
+        sizes = sizes * len(names) if len(sizes) == 1 else sizes
+        said |= {name: found for name, *found in zip(names, parameters, sizes, strict=True)}
+    made = {name: make() for name, make in zoo.BACKBONES.items()}
+    made = {name: backbone for name, backbone in made.items() if backbone.kind is Images and name not in OF_ANY_SIZE}
+    assert said.keys() == made.keys()
+    for name, backbone in made.items():
+        leaves = jax.tree.leaves(jax.eval_shape(backbone.init, jax.random.key(0), backbone.example()))
+        assert said[name] == [f"{sum(leaf.size for leaf in leaves) / 1e6:.1f}", str(backbone.input_size[0])], name

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from tltrain import hub
 from tltrain.data.kinds.kind import Kind
 from tltrain.runtime.parallel import AXIS
 
@@ -93,6 +94,9 @@ class Backbone(nn.Module):
 
     def check(self, kind: Any) -> None:
         """Raises WeightsError where rows of `kind`, made by files of the weights, are not for this network."""
+
+    def check_files(self, files: hub.Pretrained) -> None:
+        """Raises WeightsError where files beside weights, which are about to be read, are of another network."""
 
     def example(self) -> Any:
         """Shapes of a batch of one, as small as may be, of what the first stage takes."""

@@ -53,11 +53,15 @@ def renamed(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
 
 
 def pixels_of(weights: str) -> tuple[Path, Pixels] | None:
-    """What files beside `model.weights` say of pixels, and which one: `preprocessor_config.json`, or that of timm.
+    """As `pixels_in` of the files beside `model.weights`."""
+    return pixels_in(_files(weights, False))
+
+
+def pixels_in(files: hub.Pretrained) -> tuple[Path, Pixels] | None:
+    """What files beside weights say of pixels, and which one: `preprocessor_config.json`, or the config of timm.
 
     None: there is no such file. Raises WeightsError where it cannot be read.
     """
-    files = _files(weights, False)
     for path, read in ((files.preprocessor, _of_transformers), (files.config, _of_timm)):
         if path is not None:
             with foreign_errors(WeightsError, f"cannot read {path}", "fetch it again"):

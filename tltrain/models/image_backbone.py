@@ -76,7 +76,6 @@ class ImageBackbone(Backbone):
 
         Raises:
             ConfigError: a value it cannot have.
-            WeightsError: files beside weights of the Hub say other pixels than those it was trained on.
         """
         if config.model.weights == "pretrained":
             config.model.weights = "imagenet"
@@ -93,18 +92,17 @@ class ImageBackbone(Backbone):
                 f"{self.min_size} pixels each"
             )
 
-        if self.hub_prefixes and hub.place_of(config.model.weights) and not hub.is_random(config.model.weights):
-            self._compare_pixels(config.model)
-
-    def _compare_pixels(self, model):
-        if (said := hub_config.pixels_of(model.weights)) is None:
+    def check_files(self, files: hub.Pretrained) -> None:
+        """They say the pixels it was trained on, if they say any; what a config asks for instead is left alone."""
+        said = hub_config.pixels_in(files) if self.pixels in NORMALIZED else None
+        if said is None:
             return
         path, found = said
         if (found.mean, found.std) != NORMALIZED[self.pixels] or found.size not in (None, self.input_size):
             raise WeightsError(
                 f"{path} says images of {found.size or self.input_size} pixels with mean {found.mean} and deviation "
-                f"{found.std}, {model.backbone} was trained on {self.input_size} with mean and deviation "
-                f"{NORMALIZED[self.pixels]}; take the backbone these weights are of"
+                f"{found.std}, {type(self).__name__} of this name was trained on {self.input_size} with mean and "
+                f"deviation {NORMALIZED[self.pixels]}; take the model.backbone these weights are of"
             )
 
     def configured(self, config: ConfigDict) -> "ImageBackbone":

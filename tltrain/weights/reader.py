@@ -19,11 +19,15 @@ def path_of(source: str, backbone: Backbone) -> Path | None:
     """The weight file that `model.weights` names by `source`, fetched on first use; None for random weights.
 
     Raises:
-        WeightsError: as `download.imagenet` and `hub.files`.
+        WeightsError: as `download.imagenet` and `hub.files`; or files beside it are of another network.
     """
     if hub.is_random(source):
         return None
-    return download.imagenet(backbone) if source == "imagenet" else hub.files(source).weights
+    if source == "imagenet":
+        return download.imagenet(backbone)
+    files = hub.files(source)
+    backbone.check_files(files)
+    return files.weights
 
 
 def verified_by(source: str, backbone: Backbone, path: Path, sha256: str) -> str | None:
