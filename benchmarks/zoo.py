@@ -138,7 +138,7 @@ def slow(runs, title):
 
 def show(results):
     lines = [f"| backbone | M parameters | GFLOP an image | batch | {' | '.join(LIBRARIES)} | x the fastest other |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    lines.append(f"|---|{'---:|' * (lines[0].count('|') - 2)}")
     for name, runs in results.items():
         model, shapes, x = model_of(name)
         one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)

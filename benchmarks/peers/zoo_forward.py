@@ -57,7 +57,7 @@ def network(config):
         def __init__(self):
             super().__init__()
             made = transformers.AutoConfig.for_model(**json.loads(config))
-            self.model = transformers.AutoModel.from_config(made, attn_implementation="sdpa")
+            self.model = transformers.AutoModel.from_config(made)  # sdpa, where it has attention
 
         def forward(self, x):
             found = self.model(x)

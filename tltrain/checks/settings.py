@@ -94,6 +94,7 @@ def _positions(config, backbone):
 def _rates(case):
     probe, finetune = case.config.probe, case.config.finetune
     follows = finetune.batch_norm == "inference" and finetune.freeze_until != "all"
+    follows = follows and finetune.train_only != "lora"  # whose rates are larger than those of kernels
     if follows and finetune.learning_rate >= probe.learning_rate:
         reason = (
             "with batch_norm = 'inference' the pretrained stages soon stop fitting their stored statistics and collapse"
