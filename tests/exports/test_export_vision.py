@@ -44,7 +44,8 @@ def untrained(folder, case):
     return finished.Finished(folder, config, task, model, variables, "probe", 5, {}, {"splits": {}})
 
 
-GRID = [(name, case) for name in FORMATS for case in CASES]
+# all but StableHLO are made from what is built for Keras
+GRID = [(name, case) for name in FORMATS for case in CASES if case == "dinov2" or name in ("keras", "stablehlo")]
 IMAGES = [noise(2, *size, 3) // factor for factor, size in enumerate(SIZES, 1)]  # the later the darker
 
 
