@@ -171,7 +171,7 @@ def photos(size):
 
 NAMES = [name for name in MAKERS if name != "mobilenet_v2"]  # which has a file of its own
 SIZES = {"own": None, "odd": (97, 97), "oblong": (80, 112)}
-# all sizes with the first of a family, whose others differ in depths and widths alone; of the largest golden features do
+# all sizes with the first of a family, whose others differ in depths and widths alone; the largest have golden features
 LARGE = ("convnext_large", "convnext_xlarge", "nasnet_large", "efficientnet_v2_l")
 COMPARED = [(name, size) for name in NAMES for size in SIZES if name in FIRST or (size == "odd" and name not in LARGE)]
 
