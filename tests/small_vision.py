@@ -40,7 +40,7 @@ def array(name, shape):
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("bias"):
         value = rng.normal(0, 0.3, shape)
-    elif len(shape) == 1 and "_embedding" not in name:
+    elif len(shape) == 1 and "embedding" not in name:
         value = rng.uniform(0.5, 1.5, shape)
     elif name.endswith("weight") and "position" not in name:
         value = rng.normal(0, 1, shape) / np.sqrt(np.prod(shape[1:]))
