@@ -10,11 +10,12 @@ TFDS keeps it elsewhere, --config.data.data_dir=DIR.
 import runpy
 from pathlib import Path
 
-TEXTILE = Path(__file__).with_name("textile.py")
+HERE = Path(__file__).parent
+ARMS = HERE.parent / "configs" / "backbones.py"
 
 
 def get_config():
-    config = runpy.run_path(str(TEXTILE))["get_config"]()
+    config = runpy.run_path(str(HERE / "textile.py"))["get_config"]()
     config.data.image_size = None
     config.finetune.epochs = 0
     return config
@@ -22,24 +23,5 @@ def get_config():
 
 def sweep():
     yield {"model.backbone": "mobilenet_v2"}
-    for backbone in (
-        "mobilenet_v2",
-        "vgg16",
-        "resnet50",
-        "resnet50_v2",
-        "inception_v3",
-        "inception_resnet_v2",
-        "xception",
-        "mobilenet_v1",
-        "mobilenet_v3_small",
-        "densenet121",
-        "nasnet_mobile",
-        "efficientnet_b0",
-        "efficientnet_v2_b0",
-        "convnext_tiny",
-        "vit_small_16",
-        "dinov2_small",
-        "clip_base_32",
-        "siglip_base_16",
-    ):
-        yield {"model.backbone": backbone, "model.weights": "random"}
+    for arm in (*runpy.run_path(str(ARMS))["sweep"](), {"model.backbone": "mobilenet_v1"}):
+        yield arm | {"model.weights": "random"}
