@@ -404,6 +404,46 @@ def test_factors_give_what_the_merged_kernels_give(family, train):
     assert np.abs(beside - logits(variables["params"])).max() > 1e-2 * np.abs(beside).max()
 
 
+ALIKE = {
+    "vit": lambda count: vit.ViT(**TOKENS | {"num_layers": count + 1}, patch_size=16),
+    "dinov2": lambda count: dinov2.DINOv2(**TOKENS | {"num_layers": count}, gated=True, pooling="mean"),
+    "convnext": lambda count: convnext.ConvNeXt(depths=(count, 1), widths=(8, 16)),
+}
+
+
+@pytest.mark.parametrize("family", graded(ALIKE, ["dinov2", "convnext"]))
+def test_stages_that_are_alike_are_compiled_once_as_a_loop_and_give_the_same_gradient(family):
+    def made(count, **options):
+        return Classifier(ALIKE[family](count).clone(**options), 3, 0.0)
+
+    model, lora = made(5), adapters.Lora(2, 2.0, ("all",), seed=0)
+    variables = zoo.init(model, 0, None)["params"]
+    variables = jax.tree.map_with_path(lambda path, leaf: heard(path[-1].key, leaf), variables)
+    params = moved(adapters.with_factors(variables, model.backbone.stages, lora))
+    images = batch_of(size=model.backbone.min_size)["inputs"]
+
+    def program(model, params):
+        def loss(params):
+            with adapters.applied(lora):
+                return (model.apply({"params": params}, images) ** 2).sum()
+
+        return jit(jax.grad(loss)).lower(params)
+
+    plain = program(model, params).compile()
+    kept, largest = {}, max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain(params)))
+    for remat in (False, True):
+        looped = program(made(5, scan=True, remat=remat), params).compile()
+        kept[remat] = looped.memory_analysis().temp_size_in_bytes
+        for a, b in zip(jax.tree.leaves(plain(params)), jax.tree.leaves(looped(params)), strict=True):
+            assert np.abs(a - b).max() < max(1e-4 * np.abs(a).max(), 1e-6 * largest)  # that of a key's bias is zero
+    assert kept[True] < 0.8 * kept[False]
+    products = [
+        program(model, zoo.shapes(model)["params"]).as_text().count("dot_general")
+        for model in (made(5, scan=True), made(8, scan=True), made(3), made(3, scan=True))
+    ]
+    assert products[0] == products[1] and products[2] == products[3]  # a loop of three does not pay
+
+
 @pytest.mark.bits
 @pytest.mark.parametrize(("family", "freeze_until"), graded(CUTS, HALVES))
 def test_frozen_stages_stay_bitwise_and_the_others_move(family, freeze_until):

@@ -1,6 +1,7 @@
 """What a backbone is: an ordered list of named stages that can be run in part."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -18,6 +19,8 @@ from tltrain.runtime.parallel import AXIS
 # "[1]" in a replacement is the second third of an array along its first axis: query, key and value are often one
 Layout = tuple[tuple[str, str], ...]
 HUGGING_FACE: Layout = ()
+
+_SCANNED = 4  # fewer stages are compiled one by one: a loop costs a copy of their parameters and of their gradients
 
 KERAS_FILES = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -66,9 +69,11 @@ class Backbone(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of activations
     axis_name: str | None = None  # over which batch statistics are averaged; None: over none
     remat: bool = False  # whether a backward pass computes what is within a stage again, and keeps what is between
+    scan: bool = False  # whether stages that are `alike` are one loop, which is compiled once
     weight_file: WeightFile | None = None  # of this variant, without top; None: not published
 
     kind: ClassVar[type[Kind]]
+    alike: ClassVar[bool] = False  # whether stages of one maker in a row have equal shapes, and parameters alone
     hub_prefixes: ClassVar[tuple[str, ...]] = ()  # that may stand before all names of a file of the Hub: "bert."
     hub_layouts: ClassVar[tuple[Layout, ...]] = (HUGGING_FACE,)  # of files with its weights
     hub_unused: ClassVar[tuple[str, ...]] = ()  # patterns of what files of the Hub may hold and no stage uses
@@ -157,11 +162,27 @@ class Backbone(nn.Module):
 
         `train` lets BatchNorm normalise by the batch and move its statistics; without it they are used as they are.
         """
-        factories = list(self.stage_factories().items())
-        for name, make in factories[start : len(factories) if stop is None else stop]:
-            stage = nn.remat(_run, static_argnums=2) if self.remat else _run
-            x = stage(make(name=name), x, train)
+        factories = list(self.stage_factories().items())[start:stop]
+        for make, group in itertools.groupby(factories, key=lambda factory: factory[1]):
+            names = [name for name, _ in group]
+            if self.scan and self.alike and len(names) >= _SCANNED and not self.is_initializing():
+                x = self._scanned(make, names, x, train)
+                continue
+            for name in names:
+                stage = nn.remat(_run, static_argnums=2) if self.remat else _run
+                x = stage(make(name=name), x, train)
         return x
+
+    def _scanned(self, make, names, x, train):
+        """Stages that are alike; a step of the loop takes the parameters of its own from a copy of all."""
+        stage = make(parent=None)
+
+        def run(x, params):
+            return stage.apply({"params": params}, x, train), None
+
+        params = [self.variables["params"][name] for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        return jax.lax.scan(jax.checkpoint(run, prevent_cse=False) if self.remat else run, x, stacked)[0]
 
 
 def _run(stage, x, train):

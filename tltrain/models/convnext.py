@@ -129,6 +129,7 @@ class ConvNeXt(ImageBackbone):
 
     hub_prefixes = ("convnext.",)
     hub_unused = (r"classifier\..*", r"head\.fc\..*")
+    alike = True
     hub_layouts = (HUGGING_FACE, TIMM)
 
     def stage_factories(self):

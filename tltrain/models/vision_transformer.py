@@ -80,6 +80,7 @@ class VisionTransformer(HubBackbone, ImageBackbone):
     token_shape: ClassVar[tuple[int, ...]] = (1, 1)  # of a token in files, before its features
     positions_shape: ClassVar[tuple[int, ...]] = (1,)  # of positions in files, before the last two axes
     poolings = ("cls", "mean")
+    alike = True
     needs_files = False
 
     @property
@@ -188,9 +189,10 @@ class VisionTransformer(HubBackbone, ImageBackbone):
             norm=(first, norm) if first else None,
         )
         stages: dict[str, Callable[..., nn.Module]] = {"embeddings": embeddings}
-        for i in range(self.num_layers):
-            first_only = self.pooling == "cls" and i == self.num_layers - 1
-            stages[f"layer_{i}"] = functools.partial(Layer, self.names, sizes, first_only, norm, self.dtype)
+        layer = functools.partial(Layer, self.names, sizes, norm=norm, dtype=self.dtype, first_only=False)
+        stages |= {f"layer_{i}": layer for i in range(self.num_layers)}
+        if self.pooling == "cls":
+            stages[f"layer_{self.num_layers - 1}"] = functools.partial(layer, first_only=True)
         stages[self.last_norm] = functools.partial(Normalized, norm)
         if self.pooling == "map":
             stages["head"] = functools.partial(AttentionPooling, sizes, norm, self.dtype)

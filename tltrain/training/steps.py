@@ -116,7 +116,7 @@ def train_step(
     Returns:
         The new state, and the metrics before the update with the global norm of the trainable gradients.
     """
-    plan = recipe.plan
+    plan, trained = recipe.plan, model.clone(backbone=model.backbone.clone(scan=True))
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
     if recipe.mixup or recipe.cutmix:
@@ -128,7 +128,7 @@ def train_step(
     def summed_loss(trainable):
         variables = {"params": freeze.merge(trainable, frozen), "batch_stats": state.batch_stats}
         with adapters.applied(plan.lora):
-            logits, updated = model.apply(
+            logits, updated = trained.apply(
                 variables, inputs, plan.cut, recipe.batch_norm_train, keys, mutable=["batch_stats"]
             )
         losses = _train_losses(recipe.task, logits, batch)
