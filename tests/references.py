@@ -168,8 +168,8 @@ def pooled(output):
     return output if len(output.shape) == 2 else keras.ops.mean(output, (1, 2))
 
 
-def assert_close(ours, theirs):
-    """Within 1e-4 of the largest value."""
+def assert_close(ours, theirs, tolerance=1e-4):
+    """Within `tolerance` of the largest value."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
