@@ -65,9 +65,9 @@ def solved(task, features, labels, penalty):
     return logreg.solve(task, Examples.of(features, labels), weights, penalty, None, lambda: False)
 
 
-# with fewer examples than features a smaller penalty is more than the rounding of softmax in float32 allows
+# with fewer examples than features classes can be told apart, and only a penalty keeps the head finite
 @pytest.mark.parametrize(
-    ("size", "penalty"), [(MORE_EXAMPLES, 0.1), (MORE_EXAMPLES, 100.0), (MORE_FEATURES, 1.0), (MORE_FEATURES, 100.0)]
+    ("size", "penalty"), [(MORE_EXAMPLES, 0.1), (MORE_EXAMPLES, 100.0), (MORE_FEATURES, 0.1), (MORE_FEATURES, 100.0)]
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_is_that_of_newtons_method(kind, size, penalty):
@@ -89,12 +89,12 @@ def test_the_gradient_is_zero_at_the_head(kind):
     assert (np.abs(at_head).max(0) < 1e-4 * np.abs(at_zero).max(0).clip(1)).all()
 
 
-def test_where_float32_cannot_tell_it_says_that_it_did_not_converge():
+def test_where_so_many_iterations_are_too_few_it_says_that_it_did_not_converge():
     rng = np.random.default_rng(0)
     task = Classification(tuple("abcd"), False, 0.0, (1.0,) * 4)
     features, labels = rng.normal(100, 1, (40, 60)).astype(np.float32), rng.integers(0, 4, 40).astype(np.int32)
     found = solved(task, features, labels, 1e-9)
-    assert not found.converged and found.num_iterations <= logreg.MOST_ITERATIONS
+    assert not found.converged and found.num_iterations >= logreg.MOST_ITERATIONS
     assert np.isfinite(found.head["kernel"]).all()
 
 
