@@ -14,6 +14,7 @@ from tltrain.training.tasks.task import Task
 PENALTIES = tuple(10.0**power for power in range(6, -7, -1))  # from which one is chosen: the range of CLIP
 UNTESTED = 1.0  # the penalty where no example can be held out: scikit-learn's default
 TOLERANCE = 1e-6  # of the norm of the gradient, see `Solution`
+CHOOSING = 1e-4  # the same of heads that a penalty is chosen by: their objective is within 1e-8 of the least
 MOST_ITERATIONS = 1000  # as of CLIP
 _HELD_OUT = 0.2  # share of the examples of a class
 _AT_ONCE = 20  # iterations between two looks at whether to stop
@@ -26,9 +27,10 @@ class Examples(NamedTuple):
     """Features `[N, C]` less their `mean` `[C]`, in R coordinates along `axes` `[C, R]`, and their labels.
 
     All in float64: in float32 L-BFGS stalls where classes can be told apart and the penalty is small, for losses near 0
-    are differences of large numbers. `features` `[N, R]` are on the device; `spread` `[R]` are the sums of their squares. Where there are fewer examples
-    than features the axes are the principal ones: a kernel that minimises the objective is in their span, and there
-    L-BFGS needs a tenth of the iterations and less. Else they are those of the features.
+    are differences of large numbers. `features` `[N, R]` are on the device; `spread` `[R]` are the sums of their
+    squares. Where there are fewer examples than features the axes are the principal ones: a kernel that minimises the
+    objective is in their span, and there L-BFGS needs a tenth of the iterations and less. Else they are those of the
+    features.
     """
 
     features: jax.Array
@@ -82,7 +84,13 @@ class Chosen(NamedTuple):
 
 
 def solve(
-    task: Task, examples: Examples, weights: np.ndarray, penalty: float, start: Head | None, stop: Callable[[], bool]
+    task: Task,
+    examples: Examples,
+    weights: np.ndarray,
+    penalty: float,
+    start: Head | None,
+    stop: Callable[[], bool],
+    tolerance: float = TOLERANCE,
 ) -> Solution | None:
     """The head that minimises the sum of `weights * task.train_losses` and `penalty / 2` times the squared kernel.
 
@@ -96,6 +104,7 @@ def solve(
         penalty: above 0.
         start: a head to begin with, of a penalty not far; None: at zero.
         stop: asked now and then.
+        tolerance: of `Solution.gradient`.
 
     Returns:
         None where `stop()` became true.
@@ -108,10 +117,17 @@ def solve(
         "kernel": examples.axes.T @ start["kernel"] / scale,
         "bias": start["bias"] + examples.mean @ start["kernel"],
     }
-    arrays = (examples.features, examples.labels, np.asarray(weights, np.float64), scale, np.float64(penalty))
+    arrays = (
+        examples.features,
+        examples.labels,
+        np.asarray(weights, np.float64),
+        scale,
+        np.float64(penalty),
+        np.float64(tolerance),
+    )
     with jax.enable_x64(True):
         state, done, gradient = (point, _solver.init(jax.tree.map(jnp.asarray, point))), 0, np.inf
-        while gradient > TOLERANCE and done < MOST_ITERATIONS:
+        while gradient > tolerance and done < MOST_ITERATIONS:
             if stop():
                 return None
             state, count, gradient = _iterate(task, arrays, state)
@@ -124,7 +140,7 @@ def solve(
 @functools.partial(jax.jit, static_argnames="task")
 def _iterate(task, arrays, state):
     """Up to `_AT_ONCE` iterations on; returns the state, how many, and `Solution.gradient`."""
-    features, labels, weights, scale, penalty = arrays
+    features, labels, weights, scale, penalty, tolerance = arrays
 
     def objective(point):
         kernel = scale * point["kernel"]
@@ -145,7 +161,7 @@ def _iterate(task, arrays, state):
 
     def goes_on(carry):
         _, solver_state, count = carry
-        return (count == 0) | ((count < _AT_ONCE) & (measured(solver_state) > TOLERANCE))
+        return (count == 0) | ((count < _AT_ONCE) & (measured(solver_state) > tolerance))
 
     point, solver_state, count = jax.lax.while_loop(goes_on, iterate, (*state, 0))
     return (point, solver_state), count, measured(solver_state)
@@ -178,7 +194,7 @@ def choose(
     scores: list[dict[str, float]] = []
     heads: list[Head] = []
     for i, penalty in enumerate(PENALTIES):
-        solution = solve(task, examples, weights, penalty, heads[-1] if heads else None, stop)
+        solution = solve(task, examples, weights, penalty, heads[-1] if heads else None, stop, CHOOSING)
         if solution is None:
             return None
         heads.append(solution.head)
