@@ -227,6 +227,7 @@ LITE = {  # channels and blocks of each group, as published
 def test_features_and_parameters_of_efficientnet_lite_equal_keras_hub(name):
     channels, counts = LITE[name]
     reference = keras_hub.models.EfficientNetBackbone(
+        name=name,
         stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
         stackwise_num_repeats=counts,
         stackwise_input_filters=(32, *channels[:-1]),
