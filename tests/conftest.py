@@ -45,6 +45,7 @@ if "TLTRAIN_CACHE" not in os.environ:
 DATA = os.environ.get("TLTRAIN_TEST_DATA")
 BROWSER = os.environ.get("TLTRAIN_TEST_BROWSER") or shutil.which("chromium")
 SLURM = os.environ.get("TLTRAIN_TEST_SLURM")
+NPM = os.environ.get("TLTRAIN_TEST_NPM")
 
 
 # options with which XLA compiles in a fifth of the time, to slower programs; and as $XLA_FLAGS
@@ -64,6 +65,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     full = config.getoption("full")
     chosen = {"full": full, "shared_data": full and DATA, "browser": full and BROWSER, "slurm": full and SLURM}
+    chosen["npm"] = full and NPM
     absent = {marker for marker, run in chosen.items() if not run}
     deselected = [item for item in items if absent & {mark.name for mark in item.iter_markers()}]
     if deselected:

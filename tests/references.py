@@ -78,9 +78,10 @@ def draw(class_name, number, index, name, shape, gain=1.0):
 def gain_of(model):
     """Of a Keras model or a backbone: activations of EfficientNet must not grow, or its gates turn rounding into noise.
 
-    Without residuals, smaller ones would make a model deaf to its image.
+    Without residuals, smaller ones would make a model deaf to its image. Lite has no gates, and its ReLU6 has to show.
     """
-    return 0.65 if "efficientnet" in f"{model.name} {type(model).__name__}".lower() else 1.0
+    name = f"{model.name} {type(model).__name__}".lower()
+    return 1.0 if "efficientnet" not in name else 0.9 if "lite" in name else 0.65
 
 
 def numbered(layers):

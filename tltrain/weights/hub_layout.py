@@ -14,6 +14,8 @@ _ARRAYS = {
     "bias": (".bias", ".beta"),
     "gamma": (".lambda1", ".gamma", ""),
     "value": ("", ".weight"),
+    "mean": (".running_mean",),
+    "var": (".running_var",),
 }
 _INDEX = {"kernel": 0, "embedding": 0, "scale": 0, "bias": 1}  # of an array in a layer of KerasHub
 # as in https://github.com/keras-team/keras-hub/blob/master/keras_hub/src/models/bert/bert_backbone.py, whose layers
@@ -92,8 +94,9 @@ def _place(name: str, layout: Layout) -> Place:
 def leaves(backbone: Backbone, shapes: dict) -> list[Leaf]:
     """The arrays to fill; `shapes` as for `weights.load`. Empty for a backbone whose weights are Keras' alone."""
     return [
-        Leaf(("params", stage, layer, leaf), name, tuple(array.shape))
-        for stage, layers in shapes["params"].items()
+        Leaf((collection, stage, layer, leaf), name, tuple(array.shape))
+        for collection, stages in shapes.items()
+        for stage, layers in stages.items()
         for layer, arrays in layers.items()
         for leaf, array in arrays.items()
         if (name := backbone.hub_name(stage, layer)) is not None

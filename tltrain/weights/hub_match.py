@@ -91,7 +91,7 @@ def _chosen(leaves, declared, layout, prefix, stored):
 
 
 def _rest(backbone, names, prefix, used):
-    """What of `names` is known and not used, without buffers of positions, and what is unexpected.
+    """What of `names` is known and not used, without what merely counts, and what is unexpected.
 
     It is said by the group of a name where nothing of that is `used`.
     """
@@ -101,7 +101,7 @@ def _rest(backbone, names, prefix, used):
         stripped = name.removeprefix(prefix)
         if not any(re.fullmatch(pattern, stripped) for pattern in backbone.hub_unused):
             unexpected.append(f"unexpected {_shown(name)}")
-        elif not stripped.endswith("position_ids"):
+        elif not stripped.endswith(("position_ids", "num_batches_tracked")):
             group = _group(stripped)
             ignored.add(stripped if group in groups else group)
     return sorted(ignored), unexpected
