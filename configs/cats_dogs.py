@@ -19,7 +19,7 @@ def get_config():
     config.finetune.update(
         epochs=2,
         learning_rate=1e-5,
-        freeze_until="block_12",
+        freeze_until="auto",  # block_12 of MobileNetV2
         augment=False,  # so the activations before block_13 are computed once
     )
     return config

@@ -72,7 +72,7 @@ def default() -> ConfigDict:
     loss.class_weights = config_dict.placeholder(object)  # None | "auto": rare ones count more | {class name: weight}
 
     config.probe = _phase(epochs=5, learning_rate=1e-3, freeze_until="all", augment=False)
-    config.finetune = _phase(epochs=0, learning_rate=1e-5, freeze_until="block_12", augment=True)
+    config.finetune = _phase(epochs=0, learning_rate=1e-5, freeze_until="auto", augment=True)
 
     config.features = features = Keys()
     features.enabled = "auto"  # "auto" | "on" | "off": compute frozen stages once and store their activations
@@ -96,7 +96,9 @@ def _phase(epochs: int, learning_rate: float, freeze_until: str, augment: bool) 
     phase = Keys()
     phase.epochs = epochs  # passes over the train split; 0 skips the phase
     phase.patience = 0  # ends after so many epochs without a better one; schedules keep their planned length; 0: never
-    phase.freeze_until = freeze_until  # name of the last frozen stage | "all" | None: nothing is frozen
+    phase.freeze_until = (
+        freeze_until  # the last frozen stage | "all" | None: no stage | "auto": all but the last quarter
+    )
     phase.unfreeze_every_epochs = 0  # one more stage trains every so many epochs, from the top; 0: all from the start
     phase.train_only = "all"  # of the stages after it: "all" | "batch_norm" | "bias" | "lora"; the head always
     phase.lora = lora = Keys()  # with train_only = "lora": factors that train beside kernels, which do not

@@ -142,7 +142,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _PHASE_RULES = {
     "epochs": _EPOCHS,
     "patience": _EPOCHS,
-    "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all' or None"),
+    "freeze_until": (lambda v: v is None or isinstance(v, str), "a stage name, 'all', 'auto' or None"),
     "unfreeze_every_epochs": _EPOCHS,
     "train_only": _one_of("all", "batch_norm", "bias", "lora"),
     "lora.rank": _number(1, 4096, integer=True),

@@ -198,11 +198,23 @@ def test_masked_rows_change_nothing(mixing):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "given", "stage"),
+    [("mobilenet_v2", "auto", "block_12"), ("vit_base_16", "auto", "layer_8"), ("vgg16", "auto", "block3")]
+    + [("vgg16", given, given) for given in ("all", None, "block1")],
+)
+def test_auto_is_the_stage_before_the_last_quarter_of_those_of_the_backbone(backbone, given, stage):
+    config = default()
+    config.model.backbone = backbone
+    config.finetune.update(epochs=1, freeze_until=given)
+    assert zoo.resolved(config).finetune.freeze_until == stage
+
+
 def test_an_unknown_stage_is_an_error_that_lists_the_stages():
     model, variables = model_and_variables()
     with pytest.raises(
         ConfigError,
-        match=r"'block_99' is no stage; allowed: 'all', None, Conv1, .*block_2, Conv_1",
+        match=r"'block_99' is no stage; allowed: 'all', 'auto', None, Conv1, .*block_2, Conv_1",
     ):
         freeze.plan(model.backbone.stages, "block_99")
     with pytest.raises(ValueError, match="are not"):

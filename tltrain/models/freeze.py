@@ -1,5 +1,6 @@
 """`freeze_until` -> what is frozen: the cut between stages, the label tree, and the two parts of the parameters."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ class Plan(NamedTuple):
         return {"backbone": backbone, "head": jax.tree.map(lambda _: "trainable", params["head"])}
 
 
+def named(stages: Sequence[str], freeze_until: str | None) -> str | None:
+    """`freeze_until`, where it is "auto" the stage before the last quarter of `stages`."""
+    return stages[-1 - math.ceil(len(stages) / 4)] if freeze_until == "auto" else freeze_until
+
+
 def cut(stages: Sequence[str], freeze_until: str | None) -> int:
     """Index of the first trainable stage: one more than that of `freeze_until`.
 
@@ -56,7 +62,9 @@ def cut(stages: Sequence[str], freeze_until: str | None) -> int:
     """
     ends = {None: 0, "none": 0, "all": len(stages)} | {name: i + 1 for i, name in enumerate(stages)}
     if freeze_until not in ends:
-        raise ConfigError(f"freeze_until = {freeze_until!r} is no stage; allowed: 'all', None, {', '.join(stages)}")
+        raise ConfigError(
+            f"freeze_until = {freeze_until!r} is no stage; allowed: 'all', 'auto', None, {', '.join(stages)}"
+        )
     return ends[freeze_until]
 
 

@@ -75,7 +75,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     _check_kind(config, backbone.kind)
     take_back(config, backbone.kind)
     backbone.resolve(config)
-    _check_stages(config, backbone.configured(config))
+    _settle_stages(config, backbone.configured(config))
     return config
 
 
@@ -117,9 +117,10 @@ def take_back(config: ConfigDict, kind: type[Kind]) -> None:
             config[phase].augment = False
 
 
-def _check_stages(config, backbone):
+def _settle_stages(config, backbone):
     stages = backbone.stages
     for phase in PHASES:
+        config[phase].freeze_until = freeze.named(stages, config[phase].freeze_until)
         if not config[phase].epochs:
             continue
         try:
