@@ -22,8 +22,12 @@ class Names(Protocol):
 class Blobs:
     """Pieces of bytes, one after another in one array; 8 bytes each beside them."""
 
-    def __init__(self, blobs: Iterable[bytes]) -> None:
+    def __init__(self, blobs: Iterable[bytes] = ()) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
+        self.extend(blobs)
+
+    def extend(self, blobs: Iterable[bytes]) -> None:
+        """Adds some behind those that are there."""
         for one in blobs:
             self._bytes += one
             self._ends.append(len(self._bytes))
@@ -42,9 +46,14 @@ class Blobs:
 class Strings:
     """Any strings, as `Blobs`."""
 
-    def __init__(self, strings: Iterable[str]) -> None:
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        self._blobs = Blobs()
+        self.extend(strings)
+
+    def extend(self, strings: Iterable[str]) -> None:
+        """Adds some behind those that are there."""
         # as the system gives names that are no UTF-8
-        self._blobs = Blobs(one.encode("utf-8", "surrogateescape") for one in strings)
+        self._blobs.extend(one.encode("utf-8", "surrogateescape") for one in strings)
 
     def __len__(self) -> int:
         return len(self._blobs)
