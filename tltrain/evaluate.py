@@ -66,7 +66,7 @@ def _show(run: Finished, split: Split, found: Evaluation) -> None:
         + (f", {unreadable} unreadable ones skipped" if unreadable else "")
     )
     console.say(report.figures({run.task.metric: measured[run.task.metric]} | measured, ", "))
-    classes = list(run.task.by_class(found.logits[found.counted], split.labels[found.counted]).items())
+    classes = list(run.task.by_class(*map(found.of_counted, (found.logits, split.labels))).items())
     if not classes:
         return
     shown = classes if len(classes) <= _SHOWN else scores.hardest(classes, _SHOWN)

@@ -127,13 +127,13 @@ def test_files_are_read_once_and_again_where_what_is_kept_of_them_is_damaged(ima
     seen = []
     monkeypatch.setattr(content, "_read_file", lambda *of: (seen.append(of[0]), read(*of))[1])
     paths = sorted(images.rglob("*.jpg"))
-    first = content.of_files(paths, "here")
-    assert content.of_files(paths, "here") == first and len(seen) == 48
+    first = list(content.of_files(paths, "here"))
+    assert list(content.of_files(paths, "here")) == first and len(seen) == 48
     (kept,) = (tmp_path / "contents").iterdir()
     for damaged in (kept.read_bytes()[:-9], b"", bytes([kept.read_bytes()[0] ^ 1]) + kept.read_bytes()[1:]):
         kept.write_bytes(damaged)
         seen.clear()
-        assert content.of_files(paths, "here") == first and len(seen) == 48
+        assert list(content.of_files(paths, "here")) == first and len(seen) == 48
 
 
 def test_a_sealed_file_gives_what_was_written_or_nothing(tmp_path):

@@ -253,7 +253,9 @@ def test_a_paired_difference_is_over_shared_examples_and_narrower_than_an_unpair
     ids = tuple(map(str, range(400)))
 
     def predictions(ids, correct):
-        return scores.Predictions(ids, (~correct).astype(int), np.tile([0.9, 0.1], (len(ids), 1)), np.zeros(len(ids)))
+        return scores.Predictions.of(
+            ids, (~correct).astype(int), np.tile([0.9, 0.1], (len(ids), 1)), np.zeros(len(ids))
+        )
 
     base = predictions(ids, first)
     found, shared = compare.paired_difference(predictions(ids[::-1][:300], second[::-1][:300]), base, Classification)
@@ -285,8 +287,8 @@ def test_predictions_are_read_a_part_at_a_time(runs, monkeypatch):
     whole = read_predictions(runs / "a", "classification")
     monkeypatch.setattr(predictions, "_CHUNK", 4)
     for split, found in read_predictions(runs / "a", "classification").items():
-        assert list(found.ids) == list(whole[split].ids) and found.classes is None
-        for part, of_whole in zip(found[1:4], whole[split][1:4], strict=True):
+        assert list(found.ids) == list(whole[split].ids) and found.log_odds is None
+        for part, of_whole in zip(found[1:5], whole[split][1:5], strict=True):
             assert part.dtype == of_whole.dtype and np.array_equal(part, of_whole)
 
 

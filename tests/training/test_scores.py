@@ -10,13 +10,17 @@ from tltrain.pages.predictions import read_predictions
 from tltrain.training import bootstrap, metrics, scores
 
 
-def predictions(size, num_classes=2, seed=0):
-    """Examples whose labels are drawn with the very probabilities that are predicted: calibrated by construction."""
+def predictions(size, num_classes=2, seed=0, power=1):
+    """Examples whose labels are drawn with the very probabilities that are predicted: calibrated by construction.
+
+    Where they are predicted to a `power`, sharper than they are.
+    """
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(num_classes, 0.5), size)
     labels = (rng.random(size)[:, None] > probabilities.cumsum(1)[:, :-1]).sum(1)
     losses = -np.log(probabilities[np.arange(size), labels])
-    return scores.Predictions(tuple(map(str, range(size))), labels, probabilities, losses)
+    predicted = probabilities**power / (probabilities**power).sum(1, keepdims=True)
+    return scores.Predictions.of(tuple(map(str, range(size))), labels, predicted, losses)
 
 
 def test_the_bootstrap_interval_of_the_mean_is_that_of_theory():
@@ -52,10 +56,8 @@ def test_the_calibration_error_is_that_of_guo():
 
 
 def test_a_calibrated_model_has_a_small_calibration_error_and_an_overconfident_one_a_large_one():
-    found = predictions(5_000)
-    assert scores.with_intervals(found)["ece"].value < 0.02
-    sharpened = found.probabilities**4 / (found.probabilities**4).sum(1, keepdims=True)
-    assert scores.with_intervals(found._replace(probabilities=sharpened))["ece"].low > 0.1
+    assert scores.with_intervals(predictions(5_000))["ece"].value < 0.02
+    assert scores.with_intervals(predictions(5_000, power=4))["ece"].low > 0.1
 
 
 def test_the_interval_of_an_accuracy_covers_the_truth_as_often_as_it_says():

@@ -7,12 +7,11 @@ follow a file that is moved within its disk, and none can be set back by whoever
 import hashlib
 import os
 import stat
-import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -20,8 +19,11 @@ from tltrain.data.files import MAX_BYTES, kind_of
 from tltrain.places import cache_dir
 from tltrain.runtime import console, pace, sealed
 
-_ENTRY = np.dtype([("state", "V40"), ("sha256", "V32"), ("kind", "S16")])
+_STATE = np.dtype([(name, "<u8") for name in ("device", "inode", "size")] + [(n, "<i8") for n in ("mtime", "ctime")])
+_ENTRY = np.dtype([("state", _STATE), ("sha256", "V32"), ("kind", "S16")])
+_GONE = np.zeros((), _STATE)
 _SETTLED = 2 * 10**9  # ns after a change, from which on another change would show in the times of the file
+_CHUNK = 1 << 13  # files that are looked at before any of them is let go
 
 
 class Content(NamedTuple):
@@ -34,44 +36,102 @@ class Content(NamedTuple):
     kind: str
 
 
-def of_files(paths: Sequence[Path], place: str, most: int = MAX_BYTES) -> list[Content]:
+class Contents:
+    """The contents of `count` files by position; `sha256` are all of these, `[N]` of 32 bytes."""
+
+    def __init__(self, count: int) -> None:
+        self.sha256, self._kinds = np.zeros(count, "V32"), np.zeros(count, "S16")
+
+    def __len__(self) -> int:
+        return len(self.sha256)
+
+    def __getitem__(self, i: SupportsIndex, /) -> Content:
+        return Content(self.sha256[i].tobytes(), self._kinds[i].decode())
+
+    def __iter__(self) -> Iterator[Content]:
+        return map(self.__getitem__, range(len(self)))
+
+    def put(self, i: np.ndarray, sha256: np.ndarray, kinds: np.ndarray) -> None:
+        """Sets those at the positions `i`."""
+        self.sha256[i], self._kinds[i] = sha256, kinds
+
+
+class Paths(Protocol):
+    """Paths of files by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: SupportsIndex, /) -> Path: ...
+
+
+def of_files(paths: Paths, place: str, most: int = MAX_BYTES) -> Contents:
     """That of every file of `paths` of at most `most` bytes; `place` names the data set, whose files are kept together.
 
     Of one `place` the `most` is always the same.
     """
     kept = cache_dir() / "contents" / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    known = _read(kept)
-    states = [_state(path) for path in paths]
-    new = [i for i, state in enumerate(states) if state not in known]
-    found = dict(zip(new, _look(paths, new, most), strict=True))
-    contents = [found[i] if i in found else known[state] for i, state in enumerate(states)]
-    now = time.time_ns()
-    settled = [i for i in new if states[i] and now - max(struct.unpack("<QQQqq", states[i])[3:]) > _SETTLED]
-    if settled:
-        _write(kept, known | {states[i]: contents[i] for i in settled})
-    return contents
+    known, found = _read(kept), Contents(len(paths))
+    new, entries = _match(paths, known, found)
+    _look(paths, new, most, entries)
+    changed = np.maximum(entries["state"]["mtime"], entries["state"]["ctime"])
+    settled = np.flatnonzero((entries["state"] != _GONE) & (time.time_ns() - changed > _SETTLED))
+    if len(settled):
+        once = np.unique(_keys(entries["state"][settled]), return_index=True)[1]  # a file may have several names
+        sealed.write(kept, *(some.view(np.uint8).data for some in (known, entries[settled[once]])))
+    found.put(new, entries["sha256"], entries["kind"])
+    return found
+
+
+def _match(paths, known, found):
+    """Puts the contents of files that are `known` to `found`; returns the positions of others, and entries to fill."""
+    keys = _keys(known["state"])
+    order = np.argsort(keys)
+    keys = keys[order]
+    new, states = [np.zeros(0, np.int64)], [np.zeros(0, _STATE)]
+    for start in range(0, len(paths), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(paths)))
+        now = np.asarray([_state(paths[i]) for i in rows], _STATE)
+        same = np.zeros(len(rows), bool)
+        if len(known):
+            entries = known[order[np.minimum(np.searchsorted(keys, _keys(now)), len(known) - 1)]]
+            same = (entries["state"] == now) & (now != _GONE)
+            found.put(rows[same], entries["sha256"][same], entries["kind"][same])
+        new.append(rows[~same])
+        states.append(now[~same])
+    entries = np.zeros(sum(map(len, new)), _ENTRY)
+    entries["state"] = np.concatenate(states)
+    return np.concatenate(new), entries
 
 
 def _state(path):
     try:
         s = path.stat()
     except OSError:
-        return b""
-    return struct.pack("<QQQqq", s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        return _GONE.item()
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
-def _look(paths, new, most):
-    """Of the files `new` of `paths`, on all cores."""
-    found: list[Content] = []
+def _keys(states):
+    """A hash of each, uint64: where two should have the same, one of the files is read once more."""
+    keys = np.zeros(len(states), np.uint64)
+    for name in _STATE.names:
+        keys = (keys ^ states[name].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(32)
+    return keys
+
+
+def _look(paths, new, most, entries):
+    """Fills `entries` of the files `new` of `paths`, on all cores."""
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         console.progress("Reading new files to know them by content", len(new)) as update,
     ):
-        for content in pool.map(lambda i: _read_file(paths[i], most), new):
-            found.append(content)
-            pace.get_on()
-            update(len(found))
-    return found
+        for start in range(0, len(new), _CHUNK):
+            read = pool.map(lambda i: _read_file(paths[i], most), new[start : start + _CHUNK])
+            for row, content in enumerate(read, start):
+                entries["sha256"][row], entries["kind"][row] = content.sha256, content.kind.encode()
+                pace.get_on()
+                update(row + 1)
 
 
 def _read_file(path, most):
@@ -90,16 +150,5 @@ def _read_file(path, most):
 
 
 def _read(kept):
-    content = sealed.read(kept) or b""
-    if len(content) % _ENTRY.itemsize:
-        return {}
-    entries = np.frombuffer(content, _ENTRY)
-    columns = (entries[name].tolist() for name in ("state", "sha256", "kind"))
-    return {state: Content(sha256, kind.decode()) for state, sha256, kind in zip(*columns, strict=True)}
-
-
-def _write(kept, known):
-    entries = np.zeros(len(known), _ENTRY)
-    for i, (state, content) in enumerate(known.items()):
-        entries[i] = (state, content.sha256, content.kind.encode()[:16])
-    sealed.write(kept, entries.tobytes())
+    content = sealed.read(kept)
+    return np.frombuffer(b"" if content is None or len(content) % _ENTRY.itemsize else content, _ENTRY)

@@ -4,7 +4,6 @@ import collections
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from tltrain.data.expressions import ROLES, parse
 from tltrain.data.expressions import resolved as _resolved
 from tltrain.data.files import kind_of, read_file, read_first
 from tltrain.data.kinds.kind import Kind
-from tltrain.data.names import Blobs, Strings
+from tltrain.data.names import Below, Strings, in_order
 from tltrain.data.split import Data, Split
 from tltrain.errors import DataError, foreign_errors
 
@@ -43,28 +42,29 @@ def load(root: Path, expressions: tuple[str, ...], kind: Kind) -> Data:
     left_out: LeftOut = collections.defaultdict(list)
     parsed = [parse(expression, root) for expression in expressions]
     bases = _bases(root, [name for name, _, _ in parsed], expressions, left_out)
-    found = {base: _classes(base, root, left_out) for base in dict.fromkeys(bases)}
-    files = list(dict.fromkeys(path for classes in found.values() for paths in classes.values() for path in paths))
-    contents = dict(zip(files, content.of_files(files, str(root.absolute())), strict=True))
-    class_names = tuple(sorted(found[bases[0]]))
+    files, places = Strings(), {}
+    for base in dict.fromkeys(bases):
+        places[base] = _classes(base, root, left_out, files)
+    paths = Below(root, files)
+    contents = content.of_files(paths, str(root.absolute()))
+    are = np.fromiter((kind.is_example(path, what.kind) for path, what in zip(paths, contents, strict=True)), bool)
+    class_names = tuple(sorted(places[bases[0]]))
     splits = []
     for expression, base, (_, start, stop) in zip(expressions, bases, parsed, strict=True):
-        if extra := sorted(set(found[base]) - set(class_names)):
+        if extra := sorted(set(places[base]) - set(class_names)):
             raise DataError(
                 f"{base} has classes that train has not; {', '.join(extra)}; add them to train or remove them"
             )
-        paths, labels = [], []
-        for label, name in enumerate(class_names):
-            examples = [path for path in found[base].get(name, []) if kind.is_example(path, contents[path].kind)]
-            chosen = _slice(examples, start, stop)
-            paths += chosen
-            labels += [label] * len(chosen)
-        splits.append(_split(expression, root, paths, labels, contents, kind))
-    for path, what in contents.items():
-        if not kind.is_example(path, what.kind):
-            left_out[f"{path.suffix.lower() or what.kind} files"].append(_name(path, root))
+        chosen = [np.zeros(0, np.int64)]
+        for name in class_names:
+            rows = np.asarray(places[base].get(name, range(0)), np.int64)
+            chosen.append(_slice(rows[are[rows]], files, start, stop))
+        labels = np.repeat(np.arange(-1, len(class_names), dtype=np.int32), list(map(len, chosen)))
+        splits.append(_split(expression, paths, np.concatenate(chosen), labels, contents, kind))
+    for name, what in {files[i]: contents[i].kind for i in np.flatnonzero(~are)}.items():
+        left_out[f"{Path(name).suffix.lower() or what} files"].append(name)
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
-    sub_folders = tuple(base.name for base in found if base != root)
+    sub_folders = tuple(base.name for base in places if base != root)
     named = {reason: tuple(names) for reason, names in left_out.items()}
     return Data(roles, class_names, left_out=named, sub_folders=sub_folders)
 
@@ -133,8 +133,8 @@ def _bases(root, names, expressions, left_out):
     return bases
 
 
-def _classes(base, root, left_out):
-    """`{class name: files}` of the class folders in `base`."""
+def _classes(base, root, left_out, files):
+    """`{class name: positions}` of the class folders in `base`, whose files are added to `files`."""
     folders = {}
     for path in sorted(base.iterdir()):
         if not path.is_dir():
@@ -146,16 +146,26 @@ def _classes(base, root, left_out):
             )
         else:
             folders[path.name] = path
-    return _walk(folders, root, left_out)
+    found, positions = _walk(folders, root, left_out), {}
+    for name in folders:
+        first = len(files)
+        files.extend(in_order(found.pop(name), _parts))
+        positions[name] = range(first, len(files))
+    return positions
 
 
-def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, list[Path]]:
-    """The files at any depth below each of `folders`, by path.
+def _parts(name):
+    """By which names are in the order of their paths, part by part."""
+    return name.replace("/", "\0")
+
+
+def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, Strings]:
+    """The names from `root` of the files at any depth below each of `folders`, in no order.
 
     No folder is entered twice, nor one that `root` lies in, and links to folders come after all that is no link, so
     they take nothing from another name.
     """
-    files: dict[str, list[Path]] = {name: [] for name in folders}
+    files = {name: Strings() for name in folders}
     above = {parent for folder in folders.values() for parent in folder.parents} | set(root.resolve().parents)
     visited = {(status.st_dev, status.st_ino) for status in map(Path.stat, above)}
     due, links = ([entry for entry in folders.items() if entry[1].is_symlink() == link] for link in (False, True))
@@ -163,7 +173,8 @@ def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, 
         name, current = due.pop() if due else links.pop(0)
         try:
             status = current.stat()
-            entries = list(current.iterdir())
+            with os.scandir(current) as listed:
+                entries = [entry.name for entry in listed]
         except OSError:
             left_out["folders that cannot be read"].append(f"{_name(current, root)}/")
             continue
@@ -171,30 +182,32 @@ def _walk(folders: dict[str, Path], root: Path, left_out: LeftOut) -> dict[str, 
             left_out["links to a folder that is there already"].append(f"{_name(current, root)}/")
             continue
         visited.add((status.st_dev, status.st_ino))
-        for path in entries:
-            if path.name.startswith("."):
-                left_out["hidden files or folders"].append(_name(path, root))
+        prefix = "" if current == root else f"{_name(current, root)}/"
+        for entry in entries:
+            if entry.startswith("."):
+                left_out["hidden files or folders"].append(f"{prefix}{entry}")
                 continue
+            path = current / entry
             try:
                 mode = path.stat().st_mode
             except OSError:
-                left_out["links to nothing"].append(_name(path, root))
+                left_out["links to nothing"].append(f"{prefix}{entry}")
                 continue
             if stat.S_ISDIR(mode):
                 (links if path.is_symlink() else due).append((name, path))
             elif stat.S_ISREG(mode):
-                files[name].append(path)
+                files[name].extend([f"{prefix}{entry}"])
             else:
-                left_out["pipes, sockets or devices"].append(_name(path, root))
-    return {name: sorted(found) for name, found in files.items()}
+                left_out["pipes, sockets or devices"].append(f"{prefix}{entry}")
+    return files
 
 
 def examples_below(folder: Path, kind: Kind) -> tuple[list[Path], LeftOut]:
     """The examples of `kind` at any depth below `folder`, by path, and what else lies there."""
     left_out: LeftOut = collections.defaultdict(list)
-    files = _walk({"": folder}, folder, left_out)[""]
+    files = Strings(in_order(_walk({"": folder}, folder, left_out)[""], _parts))
     examples = []
-    for path in files:
+    for path in Below(folder, files):
         if kind.is_example(path, what := kind_of(read_first(path))):
             examples.append(path)
         else:
@@ -202,15 +215,25 @@ def examples_below(folder: Path, kind: Kind) -> tuple[list[Path], LeftOut]:
     return examples, left_out
 
 
-def _slice(files, start, stop):
-    """The files whose rank in an order by hash of the name lies in `[start, stop)` percent: one order for all seeds."""
-    ranked = sorted(files, key=lambda path: hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).digest())
-    return ranked[round(len(ranked) * start / 100) : round(len(ranked) * stop / 100)]
+def _slice(rows: np.ndarray, files: Strings, start: int, stop: int) -> np.ndarray:
+    """The `rows` whose rank in an order by hash of the file's name lies in `[start, stop)` percent.
+
+    One order for all seeds.
+    """
+    digests = np.zeros(len(rows), "V32")
+    for i, row in enumerate(rows):
+        digests[i] = hashlib.sha256(files[row].rpartition("/")[2].encode("utf-8", "surrogateescape")).digest()
+    ranked = rows[np.argsort(digests, kind="stable")]
+    return ranked[round(len(rows) * start / 100) : round(len(rows) * stop / 100)]
 
 
-def _split(expression: str, root: Path, paths: Sequence[Path], labels: Sequence[int], contents, kind: Kind) -> Split:
-    ids = Strings(_name(path, root) for path in paths)
-    digests = Blobs(contents[path].sha256 for path in paths)
-    fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()
-    read, targets = (lambda i: read_file(root / ids[i])), np.asarray(labels, np.int32)
-    return Split(expression, ids, targets, read, kind, fingerprint, lambda: dict(zip(ids, digests, strict=True)))
+def _split(
+    expression: str, paths: Below, rows: np.ndarray, labels: np.ndarray, contents: content.Contents, kind: Kind
+) -> Split:
+    root, ids, sha256 = paths.root, Strings(map(paths.names.__getitem__, rows)), contents.sha256[rows]
+    fingerprint = hashlib.sha256(sha256.tobytes()).hexdigest()
+
+    def read(i: int) -> bytes:
+        return read_file(root / ids[i])
+
+    return Split(expression, ids, labels, read, kind, fingerprint, lambda: dict(zip(ids, sha256.tolist(), strict=True)))

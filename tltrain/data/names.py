@@ -1,12 +1,16 @@
 """What the examples of a split are called, and other small things that there are as many of, in few bytes each."""
 
 import bisect
+import heapq
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
+
+_RUN = 1 << 14  # names that are sorted at a time
 
 
 class Names(Protocol):
@@ -22,8 +26,12 @@ class Names(Protocol):
 class Blobs:
     """Pieces of bytes, one after another in one array; 8 bytes each beside them."""
 
-    def __init__(self, blobs: Iterable[bytes]) -> None:
+    def __init__(self, blobs: Iterable[bytes] = ()) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
+        self.extend(blobs)
+
+    def extend(self, blobs: Iterable[bytes]) -> None:
+        """Adds some behind those that are there."""
         for one in blobs:
             self._bytes += one
             self._ends.append(len(self._bytes))
@@ -42,9 +50,14 @@ class Blobs:
 class Strings:
     """Any strings, as `Blobs`."""
 
-    def __init__(self, strings: Iterable[str]) -> None:
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        self._blobs = Blobs()
+        self.extend(strings)
+
+    def extend(self, strings: Iterable[str]) -> None:
+        """Adds some behind those that are there."""
         # as the system gives names that are no UTF-8
-        self._blobs = Blobs(one.encode("utf-8", "surrogateescape") for one in strings)
+        self._blobs.extend(one.encode("utf-8", "surrogateescape") for one in strings)
 
     def __len__(self) -> int:
         return len(self._blobs)
@@ -54,6 +67,30 @@ class Strings:
 
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))
+
+
+class Below:
+    """The paths of files whose `names` are from the folder `root`."""
+
+    def __init__(self, root: Path, names: Strings) -> None:
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: SupportsIndex, /) -> Path:
+        return self.root / self.names[i]
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def in_order(names: Iterable[str], key: Callable[[str], Any]) -> Iterator[str]:
+    """`names` as `sorted` has them, of which a part alone is held as strings at a time."""
+    every, runs = iter(names), []
+    while some := sorted(itertools.islice(every, _RUN), key=key):
+        runs.append(Strings(some))
+    return heapq.merge(*runs, key=key)
 
 
 class Span(NamedTuple):

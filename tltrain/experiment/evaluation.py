@@ -32,6 +32,10 @@ class Evaluation(NamedTuple):
     logits: np.ndarray
     counted: np.ndarray
 
+    def of_counted(self, array: np.ndarray) -> np.ndarray:
+        """The rows of `array` `[N, ...]` that count; itself where all do."""
+        return array if self.counted.all() else array[self.counted]
+
 
 def prepare(setup: Setup, inputs: SplitInputs) -> None:
     """Compiles what `over` is going to run for `inputs`, if this process has not done so."""
@@ -117,15 +121,16 @@ def of_logits(
 ) -> Evaluation:
     """That of a split: the `total` over its examples, the `logits` of those `counted`, the `labels` `[N, ...]`."""
     assert total.count == counted.sum(), "every example is counted exactly once"
-    measured = total.summary(task.metric) | task.summary(logits[counted], labels[counted])
-    return Evaluation(measured, logits, counted)
+    found = Evaluation(total.summary(task.metric), logits, counted)
+    found.scores.update(task.summary(found.of_counted(logits), found.of_counted(labels)))
+    return found
 
 
 def in_detail(task: Task, splits: Mapping[str, Split], evaluations: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
     """The scores of each split, and what the task says of it beside: see `Task.detail`."""
     made: dict[str, dict[str, Any]] = {}
     for name, found in evaluations.items():
-        labels, logits = (array[found.counted] for array in (splits[name].labels, found.logits))
+        labels, logits = map(found.of_counted, (splits[name].labels, found.logits))
         made[name] = found.scores | task.detail(logits, labels)
     return made
 

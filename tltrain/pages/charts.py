@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 440, 264
@@ -99,15 +100,16 @@ def lines(
     return _svg(title, f"{title} by {x_label}: {', '.join(s.name for s in series)}", drawn)
 
 
-def scatter(title: str, points: Sequence[tuple[float, float]], x_label: str) -> Markup:
-    """Points `(x, y)` on axes of one scale, with the diagonal on which the two are equal; of many some, evenly."""
-    values = [value for point in points for value in point]
+def scatter(title: str, points: np.ndarray, x_label: str) -> Markup:
+    """Points `[N, 2]` on axes of one scale, with the diagonal on which the two are equal; of many some, evenly."""
+    finite = points[np.isfinite(points)]
+    values = [float(finite.min()), float(finite.max())] if len(finite) else []
     x = _axis(values, _LEFT, _WIDTH - _RIGHT, False, 8)
     y = _axis(values, _HEIGHT - _BOTTOM, _TOP, False, 5)
     drawn = [_grid(x, y, x_label), _rule("diagonal", x(x.low), y(x.low), x(x.high), y(x.high))]
     drawn += [
         _dot("dot", "c0", 2.5, x(a), y(b), f"{a:.4g}, {title.lower()} {b:.4g}")
-        for a, b in points[:: len(points) // _POINTS_SCATTERED + 1]
+        for a, b in points[:: len(points) // _POINTS_SCATTERED + 1].tolist()
     ]
     return _svg(title, f"{title} by {x_label}", drawn)
 

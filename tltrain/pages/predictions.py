@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,37 @@ def read_predictions(workdir: Path, task: str) -> dict[str, Any]:
         WorkdirError: the file is missing or damaged.
     """
     path = workdir / "predictions.jsonl"
-    parts: dict[str, list[Any]] = {"val": [], "test": []}
+    parts: dict[str, _Parts] = {"val": _Parts(), "test": _Parts()}
     try:
         with path.open() as file:
             for split, entries in itertools.groupby(map(json.loads, file), lambda entry: entry["split"]):
                 while some := list(itertools.islice(entries, _CHUNK)):
-                    found = TASKS[task].answers(some)
-                    parts[split].append(found._replace(ids=Strings(found.ids)))
-        return {split: _joined(found) for split, found in parts.items() if found}
+                    parts[split].add(TASKS[task].answers(some))
+        return {split: found.joined() for split, found in parts.items() if found.columns}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise WorkdirError(
             f"cannot read the predictions; {type(error).__name__}: {error}; in {path}; remove the workdir and run again"
         ) from error
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    """Values as of `Task.answers` of one kind as one."""
-    ids = Strings(itertools.chain.from_iterable(part.ids for part in parts))
-    columns = zip(*(part[1:] for part in parts), strict=True)
-    return type(parts[0])(ids, *(None if column[0] is None else np.concatenate(column) for column in columns))
+class _Parts:
+    """Values as of `Task.answers` of one kind, to be one: ids, and pieces of each of the other columns."""
+
+    def __init__(self) -> None:
+        self.ids = Strings()
+        self._kind: Any = None
+        self.columns: list[list[Any]] = []
+
+    def add(self, found: Any) -> None:
+        self.ids.extend(found.ids)
+        self.columns, self._kind = self.columns or [[] for _ in found[1:]], type(found)
+        for pieces, piece in zip(self.columns, found[1:], strict=True):
+            pieces.append(piece)
+
+    def joined(self) -> Any:
+        """All of them; a column at a time is there twice."""
+        columns = []
+        for pieces in self.columns:
+            columns.append(None if pieces[0] is None else np.concatenate(pieces))
+            pieces.clear()
+        return self._kind(self.ids, *columns)

@@ -121,7 +121,7 @@ def _of_labels(
 def _of_numbers(
     found: regression.Predictions, worst: np.ndarray, shown: Shown, class_names: list[str], estimates: Estimates
 ) -> dict[str, Any]:
-    points = list(zip(found.labels.tolist(), found.predicted.tolist(), strict=True))
+    points = np.stack([found.labels, found.predicted], 1)
     return _NOTHING | {
         "wrong": f"mean absolute error {page.format_by(np.abs(found.predicted - found.labels).mean(), 'number')}",
         "scatter": charts.scatter("Predicted", points, "label"),

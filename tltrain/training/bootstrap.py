@@ -34,7 +34,11 @@ def estimates(statistics: Sequence[Statistic], n: int, columns: int = 1) -> list
     """
     if not n:
         return [Estimate(*[float("nan")] * 3) for _ in statistics]
-    drawn = zip(*([statistic(counts) for statistic in statistics] for counts in _resamples(n, columns)), strict=True)
+
+    def of_all(counts):
+        return [statistic(counts) for statistic in statistics]
+
+    drawn = zip(*map(of_all, _resamples(n, columns)), strict=True)  # `map` keeps no counts while the next are made
     return [
         Estimate(float(statistic(np.ones((1, n)))[0]), *_percentiles(np.concatenate(values), n))
         for statistic, values in zip(statistics, drawn, strict=True)
@@ -61,5 +65,10 @@ def _resamples(n: int, columns: int) -> Iterator[np.ndarray]:
     total, rows = min(max(_MAX_DRAWS // (n * columns), fewest), most), max(_MAX_COUNTS // n, 1)
     for done in range(0, total, rows):
         size = min(rows, total - done)
-        drawn = rng.integers(0, n, (size, n), np.int32) + np.arange(0, size * n, n)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        yield _counts(rng.integers(0, n, (size, n), np.int32))
+
+
+def _counts(drawn):
+    size, n = drawn.shape
+    places = drawn + np.arange(0, size * n, n)[:, None]
+    return np.bincount(places.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)

@@ -1,6 +1,6 @@
 """What a model said of each example of a split, and the scores that follow."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -14,25 +14,32 @@ NUM_BINS = 15  # of confidence, of equal width, as in Guo et al. 2017 (arXiv 170
 class Predictions(NamedTuple):
     """The readable examples of one split.
 
-    `labels` is int `[N]`, `probabilities` float64 `[N, K]` of every class, or of the `classes` int `[N, K]`, most
-    probable first, where they are not all; `losses` is float64 `[N]` in nats.
+    `labels` and `predicted`, the most probable class, are int `[N]`, `confidence`, its probability, and `losses`, in
+    nats, float64 `[N]`, and so are the `log_odds` of class 1 where there are two.
     """
 
     ids: Names
     labels: np.ndarray
-    probabilities: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
     losses: np.ndarray
-    classes: np.ndarray | None = None
+    log_odds: np.ndarray | None = None
 
-    @property
-    def predicted(self) -> np.ndarray:
-        """The most probable class, int `[N]`."""
-        return self.probabilities.argmax(1) if self.classes is None else self.classes[:, 0]
-
-    @property
-    def confidence(self) -> np.ndarray:
-        """The probability of that class, float64 `[N]`."""
-        return self.probabilities.max(1)
+    @classmethod
+    def of(
+        cls,
+        ids: Names,
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        losses: np.ndarray,
+        classes: np.ndarray | None = None,
+    ) -> Self:
+        """From `probabilities` float64 `[N, K]` of every class, or of the `classes` int `[N, K]`, likeliest first."""
+        predicted, odds = probabilities.argmax(1) if classes is None else classes[:, 0].copy(), None
+        if probabilities.shape[1] == 2:
+            negative, positive = np.log(np.maximum(probabilities, np.finfo(float).tiny)).T
+            odds = positive - negative
+        return cls(ids, labels, predicted, probabilities.max(1), losses, odds)
 
     @property
     def correct(self) -> np.ndarray:
@@ -67,9 +74,8 @@ def with_intervals(found: Predictions) -> dict[str, bootstrap.Estimate]:
     """
     n = len(found.ids)
     statistics = {"accuracy": bootstrap.mean(found.correct.astype(float)), "loss": bootstrap.mean(found.losses)}
-    if found.probabilities.shape[1] == 2:
-        negative, positive = np.log(np.maximum(found.probabilities, np.finfo(float).tiny)).T
-        statistics["auc"] = metrics.auc_of_resamples(positive - negative, found.labels == 1)
+    if found.log_odds is not None:
+        statistics["auc"] = metrics.auc_of_resamples(found.log_odds, found.labels == 1)
     bins = _bin_of(found.confidence)
     order = np.argsort(bins, kind="stable")
     gaps, starts = (found.correct - found.confidence)[order], np.unique(bins[order], return_index=True)[1]

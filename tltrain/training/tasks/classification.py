@@ -85,13 +85,12 @@ class Classification(Task):
         largest, share = scores.baseline(labels)
         found: dict[str, Any] = {"baseline": {"answer": self.class_names[largest], "accuracy": share}}
         if len(self.class_names) <= scores.MOST_SHOWN:
-            predicted = self.said(logits).argmax(1)
-            found["confusion"] = scores.confusion(labels, predicted, len(self.class_names)).tolist()
+            found["confusion"] = scores.confusion(labels, metrics.likeliest(logits), len(self.class_names)).tolist()
         return found
 
     def by_class(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, scores.OfClass]:
         """One entry a class."""
-        found = scores.by_class(labels, self.said(logits).argmax(1), len(self.class_names))
+        found = scores.by_class(labels, metrics.likeliest(logits), len(self.class_names))
         return dict(zip(self.class_names, found, strict=True))
 
     def line(self, logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class Classification(Task):
             *([line[key] for key in ("id", "label", "probabilities", "loss")] for line in lines), strict=True
         )
         classes = [line["classes"] for line in lines] if "classes" in lines[0] else None
-        return scores.Predictions(
+        return scores.Predictions.of(
             ids,
             np.asarray(labels, int),
             np.asarray(probabilities, float),
