@@ -3,6 +3,9 @@
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from tltrain.errors import DataError
 
@@ -28,3 +31,33 @@ def resolved(expressions: tuple[str, ...], roles: Collection[str]) -> tuple[str,
     if expressions != HELD_OUT or "train" not in roles or not {"val", "test"} & set(roles):
         return expressions
     return (("train", "val") if "val" in roles else HELD_OUT) + (("test",) if "test" in roles else ())
+
+
+class Ranked(NamedTuple):
+    """`rows` in the order of their keys; those of one key are a group, which has one of `starts` and of `strata`."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    strata: np.ndarray
+
+    @classmethod
+    def of(cls, keys: np.ndarray, strata: np.ndarray) -> "Ranked":
+        """From the key and the stratum of each row; a group is in the lowest of its strata."""
+        rows = np.argsort(keys, kind="stable")
+        ranked = keys[rows]
+        starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        return cls(rows, starts, np.minimum.reduceat(strata[rows], starts))
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """Rows whose rank in their stratum lies in `[start, stop)` percent, in their order.
+
+        Equal ones go by the first of their ranks.
+        """
+        sizes = np.diff(self.starts, append=len(self.rows))
+        chosen = np.zeros(len(sizes), bool)
+        for stratum in np.unique(self.strata):
+            groups = np.flatnonzero(self.strata == stratum)
+            ends = np.cumsum(sizes[groups])
+            total, ranks = int(ends[-1]), ends - sizes[groups]
+            chosen[groups] = (round(total * start / 100) <= ranks) & (ranks < round(total * stop / 100))
+        return np.sort(self.rows[np.repeat(chosen, sizes)])

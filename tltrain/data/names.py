@@ -33,8 +33,12 @@ class Blobs:
     def extend(self, blobs: Iterable[bytes]) -> None:
         """Adds some behind those that are there."""
         for one in blobs:
-            self._bytes += one
-            self._ends.append(len(self._bytes))
+            self.append(one)
+
+    def append(self, one: bytes) -> None:
+        """Adds one."""
+        self._bytes += one
+        self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:
         return len(self._ends) - 1

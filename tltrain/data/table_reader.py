@@ -7,32 +7,66 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
 
 from tltrain.data.files import read_file
+from tltrain.data.names import Blobs
 from tltrain.errors import DataError, foreign_errors
 from tltrain.runtime.process import free_memory
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_BLOCK = 1 << 20  # bytes that are checked at a time
+_CHUNK = 1 << 12  # cells that are there in two forms at a time
 _NAMED = 20  # columns that a line names
-_TIMES = 8  # bytes of memory that a byte of a table takes while it is read
+_TIMES = 5  # bytes of memory that a byte of a table takes while it is read
 _UTF8 = "save it as UTF-8"
 
-Columns = dict[str, list[Any]]  # cells by column
+
+class Cells:
+    """Those of a column in order: strings alone in few bytes beside their own, as `Blobs`, others as they are."""
+
+    def __init__(self) -> None:
+        self._of: Blobs | list[Any] = Blobs()
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, i: SupportsIndex, /) -> Any:
+        return self._of[i].decode() if isinstance(self._of, Blobs) else self._of[i]
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(bytes.decode, self._of) if isinstance(self._of, Blobs) else iter(self._of)
+
+    def append(self, cell: Any) -> None:
+        """Adds one."""
+        if isinstance(self._of, Blobs):
+            try:
+                self._of.append(cell.encode())
+                return
+            except (AttributeError, UnicodeEncodeError):  # no string, or one with half a pair of UTF-16
+                self._of = list(self)
+        self._of.append(cell)
+
+
+Columns = dict[str, Cells]
 
 
 class Table(NamedTuple):
     """Some rows of the table in the file `name`, whose bytes have the `sha256`.
 
-    `rows` are the numbers of the records as a spreadsheet shows them: the header of a .csv or .tsv is 1, other formats
-    count from 1. The cells of `columns` are strings, or what JSON and Parquet have: numbers, booleans, lists, None.
+    `rows`, int64 `[N]`, are the numbers of the records as a spreadsheet shows them: the header of a .csv or .tsv is 1,
+    other formats count from 1. The cells of `columns` are strings, or what JSON and Parquet have: numbers, booleans,
+    lists, None.
     """
 
     name: str
     sha256: bytes
-    rows: list[int]
+    rows: np.ndarray
     columns: Columns
 
     def where(self, i: int) -> str:
@@ -41,8 +75,19 @@ class Table(NamedTuple):
 
     def take(self, positions: Sequence[int]) -> "Table":
         """The rows at `positions` alone."""
-        columns = {name: [cells[i] for i in positions] for name, cells in self.columns.items()}
-        return self._replace(rows=[self.rows[i] for i in positions], columns=columns)
+        columns = {name: _cells(map(cells.__getitem__, positions)) for name, cells in self.columns.items()}
+        return self._replace(rows=self.rows[list(positions)], columns=columns)
+
+    def only(self, *names: str) -> "Table":
+        """The columns of these names alone."""
+        return self._replace(columns={name: self.columns[name] for name in names})
+
+
+def _cells(cells):
+    made = Cells()
+    for cell in cells:
+        made.append(cell)
+    return made
 
 
 def read(path: Path, wanted: Mapping[str, str]) -> Table:
@@ -66,9 +111,9 @@ def read(path: Path, wanted: Mapping[str, str]) -> Table:
         rows, columns = _jsonl(_text(content, path), path, wanted)
     else:
         rows, columns = _csv(_text(content, path), path, wanted, "\t" if path.suffix.lower() == ".tsv" else ",")
-    if not rows:
+    if not len(rows):
         raise DataError(f"{path.name} has no rows; at {path}; give a table with a row an example")
-    return Table(path.name, hashlib.sha256(content).digest(), rows, columns)
+    return Table(path.name, hashlib.sha256(content).digest(), np.asarray(rows, np.int64), columns)
 
 
 def _check_memory(path, num_bytes):
@@ -81,9 +126,25 @@ def _check_memory(path, num_bytes):
 
 
 def _text(content, path):
-    content = content.removeprefix(codecs.BOM_UTF8)
+    """A file of the text, which is there as its bytes alone."""
+    begin = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
+    file = io.BytesIO(content)
+    file.seek(begin)
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return content.decode()
+        while block := file.read(_BLOCK):
+            decoder.decode(block)
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        _refuse(content[begin:], path)
+    file.seek(begin)
+    return file
+
+
+def _refuse(content, path):
+    """Raises of text that is not UTF-8."""
+    try:
+        content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -108,10 +169,9 @@ def _check_columns(wanted, there, where, path):
 
 def _csv(text, path, wanted, delimiter):
     csv.field_size_limit(sys.maxsize)  # a cell of more than 128 KiB is a long text, no mistake
-    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records = csv.reader(io.TextIOWrapper(text, "utf-8", newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    rows: list[int] = []
-    columns: Columns = {name: [] for name in wanted}
+    rows, columns = array("q"), {name: Cells() for name in wanted}
     number = 0
     while True:
         number += 1
@@ -139,9 +199,9 @@ def _csv(text, path, wanted, delimiter):
 
 
 def _jsonl(text, path, wanted):
-    rows: list[int] = []
-    columns: Columns = {name: [] for name in wanted}
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand in a string
+    rows, columns = array("q"), {name: Cells() for name in wanted}
+    for number, encoded in enumerate(text, 1):
+        line = encoded.removesuffix(b"\n").decode()
         if not line.strip():
             continue
         where = f"{path.name}:{number}"
@@ -166,16 +226,22 @@ def _parquet(content, path, wanted):
         _check_columns(wanted, file.schema_arrow.names, path.name, path)
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
         _check_memory(path, sum(groups))
-        table = file.read(columns=list(wanted))
-        columns = {name: _cells(table.column(name), path) for name in wanted}
-    return list(range(1, table.num_rows + 1)), columns
+        columns = {name: _cells(_of_arrow(file, name, path)) for name in wanted}
+    return range(1, file.metadata.num_rows + 1), columns
 
 
-def _cells(column, path):
+def _of_arrow(file, name, path):
+    first = 1
+    for batch in file.iter_batches(_CHUNK, columns=[name]):
+        yield from _part(batch.column(name), first, path)
+        first += len(batch)
+
+
+def _part(column, first, path):
     try:
         return column.to_pylist()
     except UnicodeDecodeError:  # which says in which cell's bytes, not in which cell
-        for number, cell in enumerate(column, 1):
+        for number, cell in enumerate(column, first):
             with foreign_errors(DataError, f"{path.name}:{number} is not UTF-8", f"at {path}; {_UTF8}"):
                 cell.as_py()
         raise

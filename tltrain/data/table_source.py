@@ -11,11 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tltrain.data import content, table_labels, table_reader
-from tltrain.data.expressions import HELD_OUT, ROLES, parse
+from tltrain.data.expressions import HELD_OUT, ROLES, Ranked, parse
 from tltrain.data.expressions import resolved as _resolved
 from tltrain.data.files import read_file
 from tltrain.data.kinds.kind import Kind
-from tltrain.data.names import Blobs, Strings
+from tltrain.data.names import Below, Blobs, Strings
 from tltrain.data.split import Data, Split
 from tltrain.data.table_reader import SUFFIXES, Table
 from tltrain.errors import DataError, foreign_errors
@@ -59,15 +59,18 @@ def load(root: Path, config: ConfigDict, kind: Kind, task: str) -> Data:
     bases, tables, left_out = _tables(root, [name for name, _, _ in parsed], wanted, config)
     folder = root if _is_folder(root) else root.parent
     rows = {base: _Rows.of(table, tuple(columns), kind, folder) for base, table in tables.items()}
+    tables = {base: table.only(config.label) for base, table in tables.items()}  # the examples are there
     task, found = table_labels.read(list(tables.values()), config.label, task)
     labels = dict(zip(tables, found, strict=True))
     class_names = table_labels.class_names(task, labels[bases[0]])
     targets = {base: table_labels.array(task, labels[base], class_names, tables[base]) for base in tables}
-    strata = {base: found.tolist() if task == "classification" else [0] * len(found) for base, found in targets.items()}
-    ranked = {base: _ranked(rows[base].keys, strata[base]) for base in tables}
+    ranked = {}
+    for base, array in targets.items():
+        strata = array if task == "classification" else np.zeros(len(array), np.int32)
+        ranked[base] = Ranked.of(rows[base].keys, strata)
     splits = []
     for expression, base, (_, start, stop) in zip(config.splits, bases, parsed, strict=True):
-        chosen = _slice(ranked[base], start, stop)
+        chosen = ranked[base].slice(start, stop)
         splits.append(_split(expression, rows[base], targets[base], chosen, kind))
     roles = dict(zip(("train", "val", "test"), splits, strict=False))
     return Data(roles, class_names, task, left_out)
@@ -81,35 +84,52 @@ def examples(path: Path, config: ConfigDict, kind: Kind) -> list[tuple[str, byte
     columns = kind.columns(config)
     table = table_reader.read(path, columns)
     rows = _Rows.of(table, tuple(columns), kind, path.parent)
-    return [(table.where(i), example) for i, example in enumerate(rows.examples)]
+    return [(table.where(i), rows.example(i)) for i in range(len(table.rows))]
 
 
 class _Rows(NamedTuple):
-    """The examples of a table: bytes, or paths of files, with the sha256 of each.
+    """The examples of a table: bytes, or paths of files, with the `sha256` of each, `[N]` of 32 bytes.
 
-    `keys` are what a percentage goes by, the sha256 of an example or of the name of its file; `files` has the sha256 of
-    the file of each, where they are in files of their own, by name.
+    `keys` are what a percentage goes by, the sha256 of an example or of the name of its file; `files` are these names,
+    where examples are in files of their own, else None.
     """
 
     table: Table
-    examples: Sequence[bytes | Path]
-    keys: Sequence[bytes]
-    sha256: Sequence[bytes]
-    files: Sequence[tuple[str, bytes]]
+    examples: Blobs
+    keys: np.ndarray
+    sha256: np.ndarray
+    files: Strings | None
 
     @classmethod
     def of(cls, table: Table, columns: Sequence[str], kind: Kind, folder: Path) -> "_Rows":
         """Those of a table in `folder`; raises DataError where a row is none."""
-        cells = list(zip(*(table.columns[name] for name in columns), strict=True))
-        examples = [_example(table, i, columns, texts, kind, folder) for i, texts in enumerate(cells)]
-        paths = [example for example in examples if isinstance(example, Path)]
-        if not paths:
-            keys = [hashlib.sha256(example).digest() for example in examples if isinstance(example, bytes)]
-            return cls(table, examples, keys, keys, ())
-        names = ["\t".join(texts) for texts in cells]
-        keys = [hashlib.sha256(name.encode()).digest() for name in names]
-        sha256 = [what.sha256 for what in content.of_files(paths, str(folder.absolute()))]
-        return cls(table, examples, keys, sha256, list(zip(names, sha256, strict=True)))
+        examples, are_files = Blobs(), False
+
+        def cells():
+            return zip(*(table.columns[name] for name in columns), strict=True)
+
+        for i, texts in enumerate(cells()):
+            example = _example(table, i, columns, texts, kind, folder)
+            are_files |= isinstance(example, Path)
+            examples.append(os.fsencode(example))
+        if not are_files:
+            keys = _digests(examples)
+            return cls(table.only(), examples, keys, keys, None)
+        names = Strings(map("\t".join, cells()))
+        keys = _digests(name.encode() for name in names)
+        paths = Below(Path(), Strings(map(os.fsdecode, examples)))
+        return cls(table.only(), examples, keys, content.of_files(paths, str(folder.absolute())).sha256, names)
+
+    def example(self, i: int) -> bytes | Path:
+        """That of a row."""
+        return self.examples[i] if self.files is None else Path(os.fsdecode(self.examples[i]))
+
+
+def _digests(blobs):
+    made = bytearray()
+    for one in blobs:
+        made += hashlib.sha256(one).digest()
+    return np.frombuffer(made, "V32")
 
 
 def _example(table, i, columns, texts, kind, folder):
@@ -202,41 +222,19 @@ def _named(name: str, there: Iterable[str], root: Path) -> str:
     )
 
 
-def _ranked(keys: Sequence[bytes], strata: Sequence[int]) -> list[list[list[int]]]:
-    """Of each stratum its rows in the order of their `keys`, those of one key together, in the lowest of theirs."""
-    equal: dict[bytes, list[int]] = collections.defaultdict(list)
-    for row, key in enumerate(keys):
-        equal[key].append(row)
-    groups: dict[int, list[list[int]]] = collections.defaultdict(list)
-    for key in sorted(equal):
-        rows = equal[key]
-        groups[min(strata[row] for row in rows) if len(rows) > 1 else strata[rows[0]]].append(rows)
-    return list(groups.values())
-
-
-def _slice(ranked: Sequence[Sequence[Sequence[int]]], start: int, stop: int) -> list[int]:
-    """Rows whose rank lies in `[start, stop)` percent, in their order; equal ones go by the first of their ranks."""
-    chosen: list[int] = []
-    for groups in ranked:
-        total, rank = sum(map(len, groups)), 0
-        first, last = round(total * start / 100), round(total * stop / 100)
-        for group in groups:
-            if first <= rank < last:
-                chosen += group
-            rank += len(group)
-    return sorted(chosen)
-
-
-def _split(expression: str, rows: _Rows, labels: np.ndarray, chosen: Sequence[int], kind: Kind) -> Split:
-    table, examples = rows.table.take(chosen), Blobs(os.fsencode(rows.examples[i]) for i in chosen)
-    are_files = bool(rows.files)  # `read` keeps nothing else of the table
+def _split(expression: str, rows: _Rows, labels: np.ndarray, chosen: np.ndarray, kind: Kind) -> Split:
+    table, examples, sha256 = rows.table, Blobs(map(rows.examples.__getitem__, chosen)), rows.sha256[chosen]
+    names = None if rows.files is None else Strings(map(rows.files.__getitem__, chosen))
+    ids, own = Strings(map(table.where, chosen)), {table.name: table.sha256}  # `read` keeps nothing else of the table
+    # with the numbers of rows, since what a page keeps of an example goes by these and is looked up by the fingerprint
+    digest = hashlib.sha256(sha256.tobytes())
+    digest.update(table.rows[chosen].tobytes())
+    of_files = sha256[: 0 if names is None else None].copy()
 
     def read(i: int) -> bytes:
-        return read_file(Path(os.fsdecode(examples[i]))) if are_files else examples[i]
+        return examples[i] if names is None else read_file(Path(os.fsdecode(examples[i])))
 
-    # with the numbers of rows, since what a page keeps of an example goes by these and is looked up by the fingerprint
-    digest = hashlib.sha256(b"".join(rows.sha256[i] for i in chosen))
-    digest.update(np.asarray(table.rows, np.int64).tobytes())
-    files = {table.name: table.sha256} | dict(rows.files[i] for i in chosen if rows.files)
-    ids = Strings(map(table.where, range(len(chosen))))
-    return Split(expression, ids, labels[list(chosen)], read, kind, digest.hexdigest(), lambda: files)
+    def files() -> dict[str, bytes]:
+        return own if names is None else own | dict(zip(names, of_files.tolist(), strict=True))
+
+    return Split(expression, ids, labels[chosen], read, kind, digest.hexdigest(), files)
