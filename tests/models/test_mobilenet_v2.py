@@ -27,7 +27,11 @@ def keras_model(alpha, size, **options):
     return model
 
 
-@pytest.mark.parametrize(("alpha", "size"), graded(itertools.product(ALPHAS, SIZES), [(0.35, (97, 97))]), ids=str)
+# all sizes of one width, of the others the one that is odd
+COMPARED = [(alpha, size) for alpha, size in itertools.product(ALPHAS, SIZES) if alpha == 1.0 or size == (97, 97)]
+
+
+@pytest.mark.parametrize(("alpha", "size"), graded(COMPARED, [(0.35, (97, 97))]), ids=str)
 def test_middle_block_pooled_features_and_logits_equal_keras(alpha, size, tmp_path):
     reference = keras_model(alpha, size, classifier_activation=None)
     reference.save(tmp_path / "top.h5")
