@@ -1,8 +1,8 @@
-"""Seconds and memory of a probe against the number of records of a TFDS set: whole processes of `tltrain.main`.
+"""Seconds and memory of a probe against the number of its examples: whole processes of `tltrain.main`.
 
-    python benchmarks/large.py [--records 10000 100000 1000000]
+    python benchmarks/large.py [--source tfds|folder|table] [--records 10000 100000 1000000]
 
-The records are images of 32x32 in shards of TFRecord, of which one of the smallest networks makes features: what is
+The records are images of 32x32: in shards of TFRecord, files in a folder, or such files that a .csv names, of which one of the smallest networks makes features: what is
 measured is what a data set costs by its number of examples, not by its pixels. Each process computes its features,
 trains an epoch from them and evaluates a fifth of the records. Memory is what the process alone holds (RssAnon):
 stored features are memory maps, whose pages the system takes back. Two cores: 10 minutes a million.
@@ -23,6 +23,7 @@ from PIL import Image
 from scaling import slope
 
 SHARD = 50_000  # records
+CLASSES = ("dark", "light")
 PARTS = {  # each up to the line that begins so
     "loading": "Data:",
     "features": "Compiling",
@@ -44,16 +45,18 @@ CHANGES = {
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    counts = parser.parse_args().records
+    parser.add_argument("--source", choices=SOURCES, default="tfds")
+    arguments = parser.parse_args()
+    counts, source = arguments.records, arguments.source
     with tempfile.TemporaryDirectory(prefix="tltrain_large_") as scratch:
         scratch = Path(scratch)
-        write(scratch, 1000)
-        run(scratch, 1000)  # compiles what the others load
+        SOURCES[source](scratch, 1000)
+        run(scratch, 1000, source)  # compiles what the others load
         rows = []
         print("| records | part | seconds | MiB at most |\n|---|---|---|---|")
         for count in counts:
-            write(scratch, count)
-            rows.append(run(scratch, count))
+            SOURCES[source](scratch, count)
+            rows.append(run(scratch, count, source))
             for part, (seconds, most) in rows[-1].items():
                 print(f"| {count:,} | {part} | {seconds:.1f} | {most / 2**20:.0f} |", flush=True)
         if len(counts) > 1:
@@ -65,16 +68,11 @@ def main():
 
 def write(scratch, count):
     """The TFDS set `small_COUNT` of `count` records."""
-    rng, pictures = np.random.default_rng(0), []
-    for i in range(1000):
-        buffer = io.BytesIO()
-        pixels = np.clip(rng.normal(85 + 85 * (i % 2), 40, (32, 32, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(buffer, "JPEG")
-        pictures.append(buffer.getvalue())
+    pictures = images()
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=f"small_{count}", version="1.0.0", data_dir=str(scratch / f"small_{count}" / "1.0.0"), module_name="large"
     )
-    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=("dark", "light"))}
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=CLASSES)}
     info = tfds.core.DatasetInfo(
         builder=identity, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
     )
@@ -87,10 +85,43 @@ def write(scratch, count):
     writer.close_all()
 
 
-def run(scratch, count):
+def images():
+    """A thousand encoded images, dark and light in turn."""
+    rng, pictures = np.random.default_rng(0), []
+    for i in range(1000):
+        buffer = io.BytesIO()
+        pixels = np.clip(rng.normal(85 + 85 * (i % 2), 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        pictures.append(buffer.getvalue())
+    return pictures
+
+
+def write_folder(scratch, count):
+    """The folder `small_COUNT` of `count` files."""
+    pictures = images()
+    for i in range(count):
+        path = scratch / f"small_{count}" / CLASSES[i % 2] / f"image_{i:07}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pictures[i % 1000])
+
+
+def write_table(scratch, count):
+    """The table `small_COUNT.csv`, which names as many files of a folder."""
+    write_folder(scratch, count)
+    names = (f"small_{count}/{CLASSES[i % 2]}/image_{i:07}.jpg,{CLASSES[i % 2]}\n" for i in range(count))
+    with (scratch / f"small_{count}.csv").open("w") as file:
+        file.writelines(["file,label\n", *names])
+
+
+SOURCES = {"tfds": write, "folder": write_folder, "table": write_table}
+
+
+def run(scratch, count, source):
     """Seconds and most bytes of each part of a probe on `small_COUNT`."""
     workdir = scratch / f"run_{count}"
-    changes = CHANGES | {"data.source": f"tfds:small_{count}", "data.data_dir": str(scratch)}
+    places = {"tfds": f"small_{count}", "folder": scratch / f"small_{count}", "table": scratch / f"small_{count}.csv"}
+    changes = CHANGES | {"data.source": f"{source}:{places[source]}"}
+    changes |= {"data.data_dir": str(scratch)} if source == "tfds" else {}
     command = [sys.executable, "-m", "tltrain.main", f"--workdir={workdir}"]
     command += [f"--config={Path(__file__).parent.parent / 'configs' / 'cats_dogs.py'}"]
     command += [f"--config.{key}={value}" for key, value in changes.items()]

@@ -2,11 +2,13 @@
 
 import csv
 import functools
+import gc
 import json
 import os
 import shutil
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -71,6 +73,22 @@ def pytest_collection_modifyitems(config, items):
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
+
+
+def bytes_each(function, few, many):
+    """By how many bytes the most memory of `function(count)` grows with each of the `count`, from `few` to `many`."""
+
+    def peak(count):
+        tracemalloc.start()
+        function(count)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    gc.collect()
+    # now and then a table of the interpreter itself grows
+    least = [min(peak(count) for _ in range(3)) for count in (few, many)]
+    return (least[1] - least[0]) / (many - few)
 
 
 def graded(cases, quick):

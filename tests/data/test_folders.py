@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import IMAGES, write_images
+from conftest import IMAGES, bytes_each, write_images
 
 from tltrain import config as config_lib
-from tltrain.data import folder_source, sources
+from tltrain.data import content, folder_source, names, sources
 from tltrain.errors import DataError
 from tltrain.training.setup import read_data
 
@@ -109,3 +109,16 @@ def test_a_folder_that_no_split_names_is_left_out_by_name(tmp_path):
     assert data.left_out == {"folders beside the splits": ("extra/", "val/")}
     with pytest.raises(DataError, match="no folder for the split test; its splits are train, val"):
         folder_source.load(tmp_path, ("train", "test"), IMAGES)
+
+
+def test_a_file_of_a_folder_takes_few_bytes_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # a thread has a buffer of its own
+    monkeypatch.setattr(content, "_CHUNK", 64)
+    monkeypatch.setattr(names, "_RUN", 64)
+    for count in (100, 600):
+        for i in range(count):
+            path = tmp_path / f"{count}/{'ab'[i % 2]}/image_{i:07}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"%d" % i)
+    splits = config_lib.default().data.splits
+    assert bytes_each(lambda count: folder_source.load(tmp_path / f"{count}", splits, IMAGES), 100, 600) < 400

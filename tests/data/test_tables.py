@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import IMAGES, tiny_config
+from conftest import IMAGES, bytes_each, tiny_config
 from test_kinds import Dense, Numbers
 from test_train import run
 
@@ -354,3 +354,10 @@ def test_equal_examples_in_other_rows_have_another_fingerprint(tmp_path):
         data = load(path, split="part", splits=("train[:80%]", "train[80%:]"))
         found.append((sorted(contents(data.splits["train"])), data.splits["train"].fingerprint))
     assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_takes_less_than_four_times_its_size_of_memory(suffix, tmp_path):
+    few, many = (write(tmp_path / f"{n}{suffix}", [(f"{i:0200}", "ab"[i % 2]) for i in range(n)]) for n in (200, 1200))
+    size = (many.stat().st_size - few.stat().st_size) / 1000
+    assert bytes_each(lambda count: load(tmp_path / f"{count}{suffix}"), 200, 1200) < 4 * size

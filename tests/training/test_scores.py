@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from conftest import bytes_each
 
 from tltrain.errors import WorkdirError
+from tltrain.pages import predictions as pages
 from tltrain.pages.predictions import read_predictions
 from tltrain.training import bootstrap, metrics, scores
 
@@ -105,3 +107,15 @@ def test_predictions_that_cannot_be_read_are_one_clear_error(tmp_path, case):
         (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n" + DAMAGED[case])
     with pytest.raises(WorkdirError, match=r"cannot read the predictions; .*predictions\.jsonl"):
         read_predictions(tmp_path, "classification")
+
+
+def test_a_prediction_takes_few_bytes_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_CHUNK", 64)
+    for count in (200, 4200):
+        lines = [
+            {"split": "val", "id": f"{i:030}", "label": i % 2, "probabilities": [0.9, 0.1], "loss": 0.1}
+            for i in range(count)
+        ]
+        (tmp_path / f"{count}").mkdir()
+        (tmp_path / f"{count}" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert bytes_each(lambda count: read_predictions(tmp_path / f"{count}", "classification"), 200, 4200) < 110

@@ -44,11 +44,11 @@ class Blobs:
         return len(self._ends) - 1
 
     def __getitem__(self, i: SupportsIndex, /) -> bytes:
-        at = range(len(self))[i]
+        at = range(len(self._ends) - 1)[i]
         return bytes(memoryview(self._bytes)[self._ends[at] : self._ends[at + 1]])
 
     def __iter__(self) -> Iterator[bytes]:
-        return map(self.__getitem__, range(len(self)))
+        return (bytes(self._bytes[start:end]) for start, end in itertools.pairwise(self._ends))
 
 
 class Strings:
@@ -70,7 +70,7 @@ class Strings:
         return self._blobs[i].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
+        return (one.decode("utf-8", "surrogateescape") for one in self._blobs)
 
 
 class Below:

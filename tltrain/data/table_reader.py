@@ -23,7 +23,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _BLOCK = 1 << 20  # bytes that are checked at a time
 _CHUNK = 1 << 12  # cells that are there in two forms at a time
 _NAMED = 20  # columns that a line names
-_TIMES = 5  # bytes of memory that a byte of a table takes while it is read
+_TIMES = 4  # bytes of memory that a byte of a table takes while it is read
 _UTF8 = "save it as UTF-8"
 
 
