@@ -2,10 +2,11 @@
 
     python benchmarks/large.py [--source tfds|folder|table] [--records 10000 100000 1000000]
 
-The records are images of 32x32: in shards of TFRecord, files in a folder, or such files that a .csv names, of which one of the smallest networks makes features: what is
-measured is what a data set costs by its number of examples, not by its pixels. Each process computes its features,
-trains an epoch from them and evaluates a fifth of the records. Memory is what the process alone holds (RssAnon):
-stored features are memory maps, whose pages the system takes back. Two cores: 10 minutes a million.
+The records are images of 32x32, in shards of TFRecord, as files in a folder, or as such files that a .csv names, of
+which one of the smallest networks makes features: what is measured is what a data set costs by its number of examples,
+not by its pixels. Each process computes its features, trains an epoch from them and evaluates a fifth of the records.
+Memory is what the process alone holds (RssAnon): stored features are memory maps, whose pages the system takes back.
+Two cores: 10 minutes a million records of TFDS.
 """
 
 import argparse
