@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types and tests: 6 minutes on two cores beside the installation, somewhat more the first time: compiled
+# Lint, format, types and tests: 9 minutes on two cores beside the installation, somewhat more the first time: compiled
 # programs are kept in ~/.cache/tltrain/xla_tests. Arguments go to pytest:
 # `bash launch/test.sh tests/training/test_freeze.py -k clip`.
 # --full adds live parity with Keras, whole grids and every export, on programs compiled as those of users are; with

@@ -465,7 +465,7 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("family", graded(ALIKE, ["dinov2", "convnext"]))
+@pytest.mark.parametrize("family", graded(ALIKE, ["dinov2"]))
 def test_stages_that_are_alike_are_compiled_once_as_a_loop_and_give_the_same_gradient(family):
     def made(count, **options):
         return Classifier(ALIKE[family](count).clone(**options), 3, 0.0)
