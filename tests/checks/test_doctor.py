@@ -254,6 +254,14 @@ def test_an_idle_gpu_is_noticed(tiny, root, tmp_path, monkeypatch):
     assert any("JAX runs on its CPU: pip install" in f.text for f in machine.check_devices(case_of(tiny, tmp_path)))
 
 
+def test_what_a_config_leaves_to_the_backbone_is_examined_as_a_run_has_it(tiny, root, tmp_path):
+    tiny.finetune.freeze_until = "auto"
+    train.run(tiny, tmp_path / "run")
+    found = examination.examine(tiny, case_of(tiny, tmp_path))
+    assert [finding for _, finding in found if finding.level == "problem"] == []
+    assert any("finished" in finding.text for _, finding in found)
+
+
 def test_a_workdir_of_another_run_is_found(tiny, tmp_path):
     tiny.finetune.epochs = 0
     train.run(tiny, tmp_path / "run")

@@ -26,7 +26,7 @@ _OLD_SHARE = 0.25  # of the old running statistics left at the end, above which 
 def repaired(config: ConfigDict) -> ConfigDict:
     """`config` without unknown keys, and with the default for every key whose value is missing or not allowed.
 
-    What the config leaves to the backbone, as the size of images, is the backbone's; paths are absolute.
+    What the config leaves to the backbone, as the size of images or a stage, is the backbone's; paths are absolute.
 
     Raises:
         ConfigError: a path is a remote one.
@@ -37,8 +37,7 @@ def repaired(config: ConfigDict) -> ConfigDict:
             made.update_from_flattened_dict({key: flat[key]})
     known = zoo.BACKBONES.get(made.model.backbone, zoo.BACKBONES[config_lib.default().model.backbone])
     with contextlib.suppress(TltrainError):  # which `check_names` tells
-        zoo.take_back(made, known().kind)
-        known().resolve(made)
+        zoo.fill_in(made, known())
     return sources.with_absolute_paths(made)
 
 

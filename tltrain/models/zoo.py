@@ -73,10 +73,20 @@ def resolved(config: ConfigDict) -> ConfigDict:
     backbone = _backbone(config)
     config = config_lib.copied(config)
     _check_kind(config, backbone.kind)
-    take_back(config, backbone.kind)
-    backbone.resolve(config)
-    _settle_stages(config, backbone.configured(config))
+    fill_in(config, backbone)
+    _check_stages(config, backbone.configured(config))
     return config
+
+
+def fill_in(config: ConfigDict, backbone: Backbone) -> None:
+    """Writes into `config` what it leaves to `backbone`, and turns off what means nothing for examples of its kind."""
+    if not backbone.kind.augments:
+        for phase in PHASES:
+            config[phase].augment = False
+    backbone.resolve(config)
+    stages = backbone.configured(config).stages
+    for phase in PHASES:
+        config[phase].freeze_until = freeze.named(stages, config[phase].freeze_until)
 
 
 def kind(config: ConfigDict) -> Kind:
@@ -110,17 +120,9 @@ def _check_kind(config, kind):
                 )
 
 
-def take_back(config: ConfigDict, kind: type[Kind]) -> None:
-    """Turns off in `config` what is on by default and means nothing for examples of `kind`."""
-    if not kind.augments:
-        for phase in PHASES:
-            config[phase].augment = False
-
-
-def _settle_stages(config, backbone):
+def _check_stages(config, backbone):
     stages = backbone.stages
     for phase in PHASES:
-        config[phase].freeze_until = freeze.named(stages, config[phase].freeze_until)
         if not config[phase].epochs:
             continue
         try:
