@@ -1,4 +1,4 @@
-"""Shared fixtures: a few real JPEG files, a tiny backbone; what --full adds; and that nothing is skipped in CI."""
+"""Shared fixtures: a few real JPEG files, a tiny backbone; which tests run, and that nothing is skipped in CI."""
 
 import csv
 import functools
@@ -56,11 +56,12 @@ QUICKLY_COMPILED = " ".join(f"--{name}={value}".lower() for name, value in QUICK
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="all tests, on programs compiled as those of users are")
+    parser.addoption("--full", action="store_true", help="all tests")
+    parser.addoption("--optimized", action="store_true", help="programs are compiled as those of users are")
 
 
 def pytest_configure(config):
-    if not config.getoption("full"):
+    if not config.getoption("optimized"):
         os.environ.setdefault("XLA_FLAGS", QUICKLY_COMPILED)
 
 

@@ -135,7 +135,7 @@ def test_exchanged_stores_and_rows_are_noticed(tmp_path):
             store.Store(tmp_path / name).take(np.arange(6))
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("polls", graded([1, 3, 5], [3]))
 def test_a_stopped_extraction_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch, polls):
     expected = run(tiny, tmp_path / "whole")

@@ -169,7 +169,7 @@ def bits(features):
     return features.view(np.uint32)
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("pooling", graded(["pooler", "mean", "cls"], ["mean"]))
 def test_features_are_bitwise_the_same_alone_among_short_and_among_long_neighbours(pooling):
     rows = token_rows()
@@ -184,7 +184,7 @@ def test_features_are_bitwise_the_same_alone_among_short_and_among_long_neighbou
                 np.testing.assert_array_equal(bits(through(pooling, beside)[0 if first else -1]), bits(all_of_them[i]))
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("pooling", graded(["pooler", "mean"], ["mean"]))
 def test_features_are_bitwise_the_same_from_a_stored_cut_at_every_stage(pooling):
     rows = token_rows()

@@ -36,7 +36,7 @@ def reports(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("report.json")}
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_each_run_of_a_sweep_is_the_run_alone(tiny, tmp_path):
     runs = sweeping.members(tiny, ARMS, 2, tmp_path / "sweep")
     assert sweeping.run(runs, tmp_path / "sweep", Process()) == 0

@@ -59,7 +59,7 @@ def assert_close(a, b, path=""):
         assert a == b, path
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("parallel", graded(["jit", "pmap"], ["jit"]))
 def test_a_probe_trained_together_is_the_probe_trained_alone(probes, tmp_path, parallel):
     probes.parallel = parallel

@@ -136,7 +136,7 @@ def test_it_learns_what_can_be_learned(tiny, tmp_path):
     assert result["phases"]["finetune"]["last"]["train"]["accuracy"] == 1.0
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
     first, again = run(tiny, tmp_path / "a"), run(tiny, tmp_path / "b")
     assert without_times(first) == without_times(again)
@@ -171,7 +171,7 @@ def test_features_give_the_same_training_as_images(tiny, tmp_path):
             assert a["val"]["loss"] == pytest.approx(b["val"]["loss"], rel=1e-4)
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_path):
     """36 training and 12 val images in batches of 8: polled 5 times an epoch and 2 in its evaluation, for 3 epochs."""
     tiny.log.every_steps = 2
@@ -190,7 +190,7 @@ def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_a_stop_while_features_are_computed_loses_nothing(tiny, tmp_path):
     with pytest.raises(TerminatedError, match="same command"):
         run(tiny, tmp_path / "stopped", asked=lambda: True)
@@ -224,7 +224,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_never_used_nor_replaced_by_a_worse_one(tiny, tmp_path, capsys, damage):
     tiny.finetune.epochs = 0

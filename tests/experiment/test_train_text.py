@@ -50,7 +50,7 @@ def test_features_that_are_stored_train_as_those_computed_each_time(tiny_text, t
         assert a == pytest.approx(b, rel=1e-5), phase
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("stored", ["auto", "off"])
 def test_stopped_at_several_points_a_run_goes_on_bitwise(tiny_text, tmp_path, stored):
     tiny_text.features.enabled = stored

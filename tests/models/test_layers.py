@@ -39,6 +39,7 @@ GRID = list(itertools.product(CASES, [1, 2], SIZES, ["float32", "bfloat16"]))
 ALL_KINDS = [(1, (8, 33), "float32"), (2, (7, 7), "float32"), (2, (8, 8), "bfloat16")]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("case", "stride", "size", "dtype"), graded(GRID, [(case, *kind) for case in CASES for kind in ALL_KINDS]), ids=str
 )
@@ -79,6 +80,7 @@ def test_an_explicit_padding_is_the_one_of_the_plain_convolution(case, padding):
     np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("padding", graded(PADDINGS, ["same"]))
 @pytest.mark.parametrize("kernel_size", winograd.KERNEL_SIZES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -92,7 +94,7 @@ def test_a_transformed_kernel_gives_the_plain_convolution(kernel_size, size, pad
     np.testing.assert_allclose(ours, expected, atol=3e-6 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("size", [3, 4, 7, 8, 17])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [(1, 1), *winograd.KERNEL_SIZES, (1, 7), (5, 5)], ids=str)

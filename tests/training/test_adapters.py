@@ -192,7 +192,7 @@ def test_a_checkpoint_holds_factors_head_and_their_slots_alone(lora_text, tmp_pa
     assert each == sum(leaf.nbytes for leaf in leaves.values())
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_kernels_stay_bitwise_and_the_model_read_back_has_the_product_in_them(lora_text, tmp_path):
     lora_text.finetune.ema = 0.5
     run(lora_text, tmp_path / "run")
@@ -208,7 +208,7 @@ def test_kernels_stay_bitwise_and_the_model_read_back_has_the_product_in_them(lo
     assert np.abs(product).max() > 1e-3
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_a_run_stopped_again_and_again_is_bitwise_one_never_stopped(lora_text, tmp_path):
     lora_text.checkpoint.every_steps = 2
     lora_text.finetune.update(epochs=3, optimizer="adamw", weight_decay=0.1, clip_norm=1.0, ema=0.9, layer_decay=0.7)

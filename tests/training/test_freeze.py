@@ -72,7 +72,7 @@ def same(a, b):
 ONE_OF_EACH = [*((cut, "adam") for cut in CUTS), *(("block_1", optimizer) for optimizer in OPTIMIZERS)]
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("freeze_until", "optimizer"), graded(itertools.product(CUTS, OPTIMIZERS), ONE_OF_EACH), ids=str
 )
@@ -185,7 +185,7 @@ def test_training_from_stored_activations_equals_training_from_images(cut):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("mixing", [{}, {"mixup": 1.0}], ids=str)
 def test_masked_rows_change_nothing(mixing):
     step, state, _ = step_of("block_1", batch_norm_train=False, **mixing)

@@ -135,7 +135,7 @@ def test_gradual_unfreezing_goes_from_the_head_down_to_freeze_until(case):
         assert set(jax.tree.leaves(labels["head"])) == {"trainable"}
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_a_stage_its_statistics_and_its_optimizer_stay_bitwise_until_its_epoch(tiny, tmp_path):
     tiny.probe.epochs = 0
     tiny.checkpoint.keep = 9
@@ -262,7 +262,7 @@ def test_finetune_starts_from_the_best_head_of_the_probe_and_the_pretrained_back
         np.testing.assert_allclose(tuned[f"params.backbone.{name}"], leaf, rtol=0, atol=1e-20)
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 def test_a_run_of_all_strategies_stopped_again_and_again_is_bitwise_one_never_stopped(tiny, tmp_path):
     tiny.probe.epochs = 0
     tiny.data.augment.randaugment = (2, 9)

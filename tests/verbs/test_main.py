@@ -79,7 +79,7 @@ POINTS = {
 }
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize("points", graded(POINTS, ["in each part"]))
 def test_a_process_killed_again_and_again_ends_bitwise_where_one_never_killed_ends(points, images, tmp_path):
     """kill -9 when a file appears: a store of features half made, the first checkpoints of either phase."""
@@ -300,6 +300,7 @@ def test_every_shipped_config_of_texts_runs(name, tmp_path):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
+@pytest.mark.optimized
 @pytest.mark.shared_data
 def test_a_probe_of_cats_and_dogs_reaches_the_accuracy_of_keras(shared_data, tmp_path):
     done = run(

@@ -47,7 +47,7 @@ def test_predictions_are_those_the_report_counts(done):
         assert np.mean(right) == pytest.approx(scores["accuracy"])
 
 
-@pytest.mark.bits
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "changes",
     [
