@@ -3,7 +3,7 @@
     python benchmarks/zoo.py                      # one of each family, batches of 8 and 32: a table in Markdown
     python benchmarks/zoo.py --only=resnet50 --rounds=1
     python benchmarks/zoo.py --peers_python=benchmarks/peers/.venv/bin/python    # PyTorch and onnxruntime too
-    python benchmarks/zoo.py --compile            # seconds to trace and to compile, every backbone
+    python benchmarks/zoo.py --compile            # seconds to trace and to compile: frozen pass, steps of a fine-tune
     python benchmarks/zoo.py --stages=resnet50    # milliseconds and GFLOP/s of each stage, on one core
 
 Run by the Python that has tltrain (`.venv/bin/python` after `bash launch/setup.sh`). All weights are random, images are
@@ -27,10 +27,12 @@ from absl import app, flags
 
 from tltrain.config import default
 from tltrain.data.kinds.images import Images
-from tltrain.models import zoo
+from tltrain.models import freeze, zoo
 from tltrain.models.classifier import frozen_constants, run_frozen
 from tltrain.models.layers import forward_options
 from tltrain.runtime import console
+from tltrain.training import optim, steps
+from tltrain.training.tasks.classification import Classification
 
 ONLY = flags.DEFINE_list("only", [], "Some of the backbones of the table; with --compile any.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of alternating processes.")
@@ -158,18 +160,42 @@ def whole(model, variables, x):
     return run_frozen(model, variables, x, 0, len(model.backbone.stages))
 
 
-def model_of(name, batch_size=8):
-    """The model, the shapes of its variables, and those of a batch of its own size."""
+def config_of(name, **finetune):
+    """That of a fine-tune from random weights."""
     config = default()
     config.model.update(backbone=name, weights="random")
-    config = zoo.resolved(config)
+    config.finetune.update(epochs=1, **finetune)
+    return zoo.resolved(config)
+
+
+def model_of(name, batch_size=8):
+    """The model, the shapes of its variables, and those of a batch of its own size."""
+    config = config_of(name)
     model = zoo.create(config, 1)
     return model, zoo.shapes(model), jax.ShapeDtypeStruct((batch_size, *config.data.image_size, 3), np.uint8)
 
 
+def time_train_step(name, freeze_until):
+    """Seconds to trace and to compile the step of a fine-tune of all stages after `freeze_until`, for batches of 8."""
+    config, (model, shapes, x) = config_of(name, freeze_until=freeze_until), model_of(name)
+    task = Classification.of(config, ("cat", "dog"), None)
+    plan = freeze.of_phase(config, "finetune", model.backbone.stages)
+    tx = optim.make(config.finetune, optim.make_schedule(config.finetune, 100), plan, plan)
+    state = jax.eval_shape(lambda v: steps.create_state(v["params"], v["batch_stats"], tx, plan, 0.0), shapes)
+    inputs = jax.eval_shape(lambda v, x: run_frozen(model, v, x, 0, plan.cut), shapes, x) if plan.cut else x
+    rows = {"label": np.int32, "mask": bool, "index": np.int32}
+    batch = {"inputs": inputs} | {key: jax.ShapeDtypeStruct(x.shape[:1], dtype) for key, dtype in rows.items()}
+    recipe = steps.recipe(config, "finetune", task, plan, plan.cut)
+    step = functools.partial(steps.train_step, model=model, tx=tx, recipe=recipe)
+    started = time.perf_counter()
+    jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    return time.perf_counter() - started
+
+
 def time_compilation(names):
-    """Of the frozen pass for batches of 8, each backbone in a process of its own; nothing compiled is kept."""
-    print("| backbone | image | trace, s | compile, s |\n|---|---:|---:|---:|", flush=True)
+    """Each backbone in a process of its own; nothing compiled is kept."""
+    print("| backbone | image | frozen: trace, s | compile, s | step of the last quarter, s | of all, s |")
+    print("|---|---:|---:|---:|---:|---:|", flush=True)
     if len(names) > 1:
         for name in names:
             command = [sys.executable, __file__, "--compile", f"--only={name}"]
@@ -187,7 +213,11 @@ def time_compilation(names):
     lowered.compile()
     making.compile()
     compiled = time.perf_counter() - traced
-    print(f"| {names[0]} | {x.shape[1]}x{x.shape[2]} | {traced - started:.1f} | {compiled:.1f} |")
+    quarter, whole_network = (time_train_step(names[0], until) for until in ("auto", None))
+    print(
+        f"| {names[0]} | {x.shape[1]}x{x.shape[2]} | {traced - started:.1f} | {compiled:.1f} | {quarter:.1f} | "
+        f"{whole_network:.1f} |"
+    )
 
 
 def shape_of(tree):
