@@ -2,9 +2,9 @@
 # Lint, format, types and tests: 9 to 12 minutes on two cores beside the installation, somewhat more the first time:
 # compiled programs are kept in ~/.cache/tltrain/xla_tests. Arguments go to pytest:
 # `bash launch/test.sh tests/training/test_freeze.py -k clip`.
-# --full adds live parity with Keras, whole grids and every export; with TLTRAIN_TEST_DATA=FOLDER also the tests that read tfds/cats_vs_dogs and weights/ there, with TLTRAIN_TEST_SLURM=1 also
-# those that start a Slurm (tests/launch/slurm.sh says which packages it needs), with TLTRAIN_TEST_NPM=1 those that fetch
-# trained weights by npm.
+# --full adds live parity with Keras, whole grids and every export; with TLTRAIN_TEST_DATA=FOLDER also the tests that read
+# tfds/cats_vs_dogs and weights/ there, with TLTRAIN_TEST_SLURM=1 those that start a Slurm (tests/launch/slurm.sh says which
+# packages it needs), with TLTRAIN_TEST_NPM=1 those that fetch trained weights by npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh
