@@ -193,7 +193,7 @@ def time_train_step(name, freeze_until):
 
 
 def time_compilation(names):
-    """Each backbone in a process of its own; nothing compiled is kept."""
+    """Of programs for batches of 8, each backbone in a process of its own; nothing compiled is kept."""
     print("| backbone | image | frozen: trace, s | compile, s | step of the last quarter, s | of all, s |")
     print("|---|---:|---:|---:|---:|---:|", flush=True)
     if len(names) > 1:

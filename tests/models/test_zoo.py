@@ -429,8 +429,8 @@ QUICK_WITHOUT = (
     "vit",
     "clip",
 )
-CUTS = [(family, "middle") for family in TINY]
-CUTS += [(family, cut) for family in ("densenet", "mobilenet_v2", "efficientnet", "dinov2") for cut in (None, "all")]
+CUTS = [(family, cut) for family in TINY for cut in (None, "middle") if family not in SLOW or cut == "middle"]
+CUTS += [(family, "all") for family in ("densenet", "mobilenet_v2", "efficientnet", "dinov2")]
 HALVES = [(family, "middle") for family in TINY if family not in QUICK_WITHOUT]
 
 
