@@ -1,10 +1,12 @@
 """What launch/ says to engines that are not here: read by their own linters and models, and by jax's detection."""
 
+import contextlib
 import http.server
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -156,3 +158,24 @@ def test_auto_where_nothing_says_who_the_processes_are_is_refused_in_a_line(envi
     process = ask("auto", environment)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1 and error.splitlines()[-1].startswith("2 no job that jax knows"), error
+
+
+def test_a_process_killed_before_it_met_the_others_is_not_waited_for():
+    script = LAUNCH / "multi_process.sh"
+    soon = script.read_text().replace("patience=30", "patience=9")
+    command = ["bash", "-c", soon, script, "2", "--config", "configs/quickstart.py"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (first := process_of(job, 1)):  # that is started before the other, and has to import much
+        pass
+    os.kill(first, signal.SIGKILL)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 137 and "a process ended with exit code 137; the others are ended\n" in said, said
+
+
+def process_of(job, number):
+    """The process of `job` with this number, None where there is none."""
+    for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):  # of one that has ended meanwhile
+            if f"--process_id={number}".encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return None

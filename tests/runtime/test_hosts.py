@@ -235,13 +235,19 @@ launchers._START_SECONDS = 8
 
 @pytest.mark.full
 def test_a_process_to_which_no_other_comes_ends_in_a_line(job):
-    waiting = []
-    for which in range(2):
-        flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={which}"]
-        waiting.append(job(f"waiting {which}", 1, changes=[flags], code=SOON))
-    for one in waiting:
+    def waiting(name, which, code):
+        port = free_port()
+        flags = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={which}"]
+        return port, job(name, 1, changes=[flags], code=code)
+
+    port, stopped = waiting("stopped", 0, "")
+    for _, one in [waiting(f"waiting {which}", which, SOON) for which in range(2)]:
         assert one.end(60) == [7], one.told()
         assert "the processes did not find each other; at localhost:" in one.told()[0].splitlines()[-1]
+    socket.create_connection(("localhost", port)).close()  # it listens
+    stopped.processes[0].terminate()
+    assert stopped.end(15) == [143], stopped.told()
+    assert "stopped while waiting for the other processes; nothing is lost" in stopped.told()[0].splitlines()[-1]
 
 
 @pytest.mark.full

@@ -47,7 +47,8 @@ def _run(parser, argv, work):
         with signals.noted() as stop:
             arguments = command_line.read(parser, argv[1:])
             if "coordinator" in arguments:
-                hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+                with signals.abandonable("waiting for the other processes"):
+                    hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
             parallel.cache_compilations(places.cache_dir() / "xla")
             with contextlib.nullcontext() if hosts.is_writer() else console.into(Path(os.devnull)):
                 return work(arguments, Process(asked=stop))
