@@ -8,7 +8,7 @@ import jax
 import keras
 import numpy as np
 
-from tltrain.exports.filling import layers_of as layers_with_weights
+from tltrain.exports.filling import layers_of
 from tltrain.weights import keras_layout, keras_weights, variables
 
 APPS = keras.applications
@@ -71,8 +71,9 @@ def draw(class_name, number, index, name, shape, gain=1.0):
     else:
         depthwise = class_name == "DepthwiseConv2D" or name == "depthwise_kernel"
         fan_in = shape[0] * shape[1] if depthwise else np.prod(shape[:-1])
-        value = rng.standard_normal(shape, np.float32) * np.sqrt(2 / fan_in) * gain
-    return value.astype(np.float32)
+        value = rng.standard_normal(shape, np.float32)
+        value *= np.sqrt(2 / fan_in) * gain
+    return value.astype(np.float32, copy=False)
 
 
 def gain_of(model):
@@ -95,18 +96,13 @@ def numbered(layers):
 
 def assign(model):
     """Gives a Keras model its weights."""
-    for layer, number in numbered(layers_with_weights(model)):
+    for layer, number in numbered(layers_of(model)):
         for i, variable in enumerate(layer.weights):
             if variable.name != "count":
                 variable.assign(draw(type(layer).__name__, number, i, variable.name, variable.shape, gain_of(model)))
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
     return model
-
-
-@functools.lru_cache(maxsize=4)
-def layers_of(backbone):
-    return backbone.keras_layers()
 
 
 @functools.lru_cache(maxsize=4)
@@ -118,7 +114,7 @@ def shapes_of(backbone):
 @functools.lru_cache(maxsize=2)
 def variables_of(backbone):
     """The weights of `assign` for a backbone, without Keras and without a file."""
-    layers = layers_of(backbone)
+    layers = backbone.keras_layers()
     numbers = {layer.path: number for layer, number in numbered(layers)}
     arrays = {}
     for leaf in keras_layout.leaves(layers, shapes_of(backbone)):
@@ -129,7 +125,7 @@ def variables_of(backbone):
 
 
 def load(path, backbone, sha256=""):
-    return keras_weights.load(path, layers_of(backbone), shapes_of(backbone), sha256)
+    return keras_weights.load(path, backbone.keras_layers(), shapes_of(backbone), sha256)
 
 
 def base(name, size, **options):

@@ -166,6 +166,7 @@ _PHASE_RULES = {
     "clip_norm": _number(0, LARGEST),
 }
 RULES = _RULES | {f"{phase}.{key}": rule for phase in PHASES for key, rule in _PHASE_RULES.items()}
+_GROUPS = {name[:i] for name in RULES for i in range(len(name)) if name[i] == "."}
 
 
 def holds(key: str, value: Any) -> bool:
@@ -178,10 +179,9 @@ def holds(key: str, value: Any) -> bool:
 
 def unknown(key: str) -> str | None:
     """What is wrong with the name `key`, with the nearest known one; None where it is a key or a group of keys."""
-    groups = {name[:i] for name in RULES for i in range(len(name)) if name[i] == "."}
-    if key in RULES or key in groups:
+    if key in RULES or key in _GROUPS:
         return None
     leaf = key.rpartition(".")[2]
     same_leaf = [name for name in RULES if name.rpartition(".")[2] == leaf]
-    near = difflib.get_close_matches(key, [*RULES, *groups], n=1, cutoff=0.6) or same_leaf
+    near = difflib.get_close_matches(key, [*RULES, *_GROUPS], n=1, cutoff=0.6) or same_leaf
     return f"config has no key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")

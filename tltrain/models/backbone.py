@@ -135,21 +135,9 @@ class Backbone(nn.Module):
         """
         return None
 
-    def keras_layers(self) -> list[KerasLayer]:
+    def keras_layers(self) -> tuple[KerasLayer, ...]:
         """The layers with weights, in the order in which they are called."""
-        classes: dict[tuple[str, str], str] = {}
-
-        def note(call, arguments, options, context):
-            if context.method_name == "__call__" and (kind := getattr(context.module, "keras_class", None)):
-                classes[context.module.path] = kind
-            return call(*arguments, **options)
-
-        with nn.intercept_methods(note):
-            # in training, for there no normalisation is folded into a convolution before the call
-            jax.eval_shape(functools.partial(self.init, train=True), jax.random.key(0), self.example())
-        return [
-            KerasLayer(self.keras_name(*path), kind, path, self.old_keras_name(*path)) for path, kind in classes.items()
-        ]
+        return _keras_layers(self)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -183,6 +171,24 @@ class Backbone(nn.Module):
         params = [self.variables["params"][name] for name in names]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         return jax.lax.scan(jax.checkpoint(run, prevent_cse=False) if self.remat else run, x, stacked)[0]
+
+
+@functools.cache  # runs of a sweep read the weights of one backbone again and again
+def _keras_layers(backbone):
+    classes: dict[tuple[str, str], str] = {}
+
+    def note(call, arguments, options, context):
+        if context.method_name == "__call__" and (kind := getattr(context.module, "keras_class", None)):
+            classes[context.module.path] = kind
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(note):
+        # in training, for there no normalisation is folded into a convolution before the call
+        jax.eval_shape(functools.partial(backbone.init, train=True), jax.random.key(0), backbone.example())
+    return tuple(
+        KerasLayer(backbone.keras_name(*path), kind, path, backbone.old_keras_name(*path))
+        for path, kind in classes.items()
+    )
 
 
 def _run(stage, x, train):

@@ -6,7 +6,7 @@ of `model.layers` in the file as in the backbone; they have to fit by shape, all
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ class Match(NamedTuple):
     ignored: list[str]
 
 
-def leaves(layers: list[KerasLayer], shapes: dict) -> list[Leaf]:
+def leaves(layers: Sequence[KerasLayer], shapes: dict) -> list[Leaf]:
     """The arrays to fill, layer by layer as Keras stores them; `shapes` as for `weights.load`."""
     found = []
     for layer in layers:
@@ -108,7 +108,7 @@ def leaves(layers: list[KerasLayer], shapes: dict) -> list[Leaf]:
     return found
 
 
-def named_layers(found: Mapping[str, Any], layers: list[KerasLayer]) -> list[FileLayer]:
+def named_layers(found: Mapping[str, Any], layers: Sequence[KerasLayer]) -> list[FileLayer]:
     """The layers of the official layout or a whole model, whose datasets end in `layer/weight`, with or without `:0`.
 
     Their order is that of `found`; what is called by the old name of one of `layers` gets that of today.
@@ -146,7 +146,7 @@ def stored_layers(found: Mapping[str, Any]) -> Iterator[list[FileLayer]]:
         yield sorted(layers.values(), key=lambda layer: (layer.kind, _number(layer.group)))
 
 
-def match(layers: list[KerasLayer], wanted: list[Leaf], file_layers: list[FileLayer]) -> Match:
+def match(layers: Sequence[KerasLayer], wanted: list[Leaf], file_layers: list[FileLayer]) -> Match:
     """Finds the dataset of each of the `wanted` leaves of `layers`."""
     faults, places = _place(layers, wanted, file_layers)
     chosen: dict[Leaf, Any] = {}

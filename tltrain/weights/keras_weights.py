@@ -5,6 +5,7 @@ trusted in by its form is refused by `keras_file`, what no trained network has b
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,7 @@ from tltrain.weights.keras_layout import Leaf, Match
 from tltrain.weights.variables import Loaded
 
 
-def load(path: str | os.PathLike, layers: list[KerasLayer], shapes: dict, sha256: str = "") -> Loaded:
+def load(path: str | os.PathLike, layers: Sequence[KerasLayer], shapes: dict, sha256: str = "") -> Loaded:
     """Fills every leaf of a backbone exactly once from a Keras file.
 
     Args:
