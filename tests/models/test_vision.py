@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from small_vision import CONFIGS, CONVNEXT, EVERY, TIMM, array, images, sizes
 
 from tltrain import config as config_lib
-from tltrain.errors import TltrainError
 from tltrain.models import clip, convnext, dinov2, siglip, vit, zoo
 from tltrain.models.image_backbone import NORMALIZED
 from tltrain.weights import reader
@@ -155,78 +154,3 @@ def test_convnext_takes_files_of_the_hub(library, tmp_path):
             x = jit(lambda v, x, start=start, stop=stop: backbone.apply(v, x, False, start, stop))(loaded.variables, x)
             if f"{size}/{i}" in found:
                 assert_close((backbone.pool(x) if end == "head" else x)[..., ::EVERY], found[f"{size}/{i}"])
-
-
-HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-PATCHES = (
-    r"data.image_size = \(70, 75\), allowed with dinov2: \(70, 70\), or multiples of 14 pixels, the side of a patch"
-)
-# a folder of a family, what is changed in its preprocessor_config.json, a file that is not there, what a config says
-REFUSED = {
-    "pixels of another network": (
-        ("dinov2", HALVES, None, {"model.backbone": "dinov2_small"}),
-        r"preprocessor_config.json says images of \(70, 70\) pixels with mean \(0.5, .* and deviation \(0.5, .*, "
-        r"DINOv2 of this name was trained on \(224, 224\) with mean and deviation \(\(0.485, .*; take the model",
-    ),
-    "unknown pixels": (
-        ("vit", {"image_mean": [0.1, 0.2, 0.3]}, None, {}),
-        r"says a mean of \(0.1, 0.2, 0.3\) .*; known: tf",
-    ),
-    "no pixels": (
-        ("vit", {}, "preprocessor_config.json", {}),
-        "no preprocessor_config.json beside the weights; .*scaling",
-    ),
-    "no sizes": (
-        ("vit", {}, "config.json", {}),
-        "no config.json beside the weights; .*, or name a backbone with sizes",
-    ),
-    "another family": (
-        ("dinov2", {}, None, {"model.backbone": "vit"}),
-        "config.json is of a 'dinov2'; allowed with this model.backbone: vit; take another",
-    ),
-    "half a patch": (("dinov2", {}, None, {"data.image_size": (70, 75)}), PATCHES),
-    "pooling of another family": (
-        ("vit", {}, None, {"model.pool": "map"}),
-        "model.pool = 'map', allowed with vit: 'cls' or 'mean'",
-    ),
-    "pooling of a map": (
-        ("vit", {}, None, {"model.backbone": "resnet50", "model.weights": "imagenet", "model.pool": "cls"}),
-        "model.pool = 'cls', allowed with resnet50: 'auto'",
-    ),
-    "sizes of no weights": (
-        ("vit", {}, None, {"model.weights": "random"}),
-        "model.weights = 'random', allowed with vit: a path",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_a_network_of_images_cannot_be_is_one_line(case, tmp_path):
-    (name, changes, absent, settings), message = REFUSED[case]
-    write(tmp_path, "transformers", name, **changes)
-    if absent:
-        (tmp_path / absent).unlink()
-    config = config_lib.default()
-    config.update_from_flattened_dict({"model.backbone": name, "model.weights": str(tmp_path)} | settings)
-    with pytest.raises(TltrainError, match=message) as caught:
-        reader.path_of(config.model.weights, zoo.create(zoo.resolved(config), 2).backbone)
-    assert str(caught.value).isprintable()
-
-
-# as google/siglip-base-patch16-224 and openai/clip-vit-base-patch32 have them: what is left out is the base size
-TOWERS = {
-    "siglip": ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, 92_884_224),
-    "clip": ({"model_type": "clip", "vision_config": {"patch_size": 32}}, 87_456_000),
-}
-
-
-@pytest.mark.parametrize("family", TOWERS)
-def test_a_tower_of_images_has_the_base_sizes_where_its_config_says_none(family, tmp_path):
-    said, count = TOWERS[family]
-    write(tmp_path, "transformers", family)
-    (tmp_path / "config.json").write_text(json.dumps(said))
-    config = config_lib.default()
-    config.model.update(backbone=family, weights=str(tmp_path))
-    backbone = zoo.create(zoo.resolved(config), 2).backbone
-    shapes = jax.eval_shape(backbone.init, jax.random.key(0), backbone.example())
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count

@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 
 from tltrain import hub
 from tltrain.errors import WeightsError, foreign_errors
+from tltrain.rules import shown
+
+_SIZE = (1, 2**20)  # from the least to the most that a number may be: an integer where these are
+_SIDE = (1, 4096)  # pixels of an image
+_ALLOWED = {"num_layers": (1, 1000), "num_types": (0, 2**20), "epsilon": (0.0, 1.0)}  # of fields that are no sizes
 
 
 class Pixels(NamedTuple):
@@ -48,8 +53,22 @@ def read(
 
 
 def renamed(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The values of `said` that have one of `names`, under what that maps to."""
-    return {field: said[name] for name, field in names.items() if name in said}
+    """The values of `said` that have one of `names`, under what that maps to; raises ValueError as `number`."""
+    return {
+        field: said[name] if field == "activation" else number(said, name, said[name], _ALLOWED.get(field, _SIZE))
+        for name, field in names.items()
+        if name in said
+    }
+
+
+def number(said: Mapping[str, Any], name: str, default: float, allowed: tuple[float, float] = _SIZE) -> Any:
+    """What `said` has by `name`, or `default`: a number `allowed`, of its type; raises ValueError where it is none."""
+    value, (low, high) = said.get(name, default), allowed
+    kinds = int if isinstance(low, int) else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+        kind = "an integer" if isinstance(low, int) else "a number"
+        raise ValueError(f"{name} = {shown(value)}, allowed: {kind} from {low} to {high}")
+    return value
 
 
 def pixels_of(weights: str) -> tuple[Path, Pixels] | None:
@@ -76,14 +95,21 @@ def _of_transformers(said):
         size = (size["height"], size["width"]) if "height" in size else None  # the shortest edge alone is no size
     elif size is not None:
         size = (size, size)
-    return Pixels(tuple(map(float, said["image_mean"])), tuple(map(float, said["image_std"])), size)
+    if not said.get("do_normalize", True):
+        said = said | {"image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
+    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+    most = round(factor * 255, 6)  # that a pixel can be before it is normalised
+    return _pixels(*([value / most for value in said[name]] for name in ("image_mean", "image_std")), size)
 
 
 def _of_timm(said):
     made = said.get("pretrained_cfg", {})
-    if "mean" not in made:
-        return None
-    return Pixels(tuple(map(float, made["mean"])), tuple(map(float, made["std"])), tuple(made["input_size"][1:]))
+    return _pixels(made["mean"], made["std"], made["input_size"][1:]) if "mean" in made else None
+
+
+def _pixels(mean, std, size):
+    sides = size and tuple(number({"size": side}, "size", side, _SIDE) for side in size)
+    return Pixels(tuple(map(float, mean)), tuple(map(float, std)), sides)
 
 
 def text_of(weights: str) -> str:
