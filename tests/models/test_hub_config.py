@@ -3,8 +3,9 @@
 import json
 
 import jax
+import numpy as np
 import pytest
-from small_vision import CONFIGS
+from small_vision import CONFIGS, images
 from test_vision import opened, write
 
 from tltrain import config as config_lib
@@ -97,6 +98,17 @@ def test_what_is_no_size_in_a_config_is_named(message, tmp_path):
     (write(tmp_path, "transformers", family) / "config.json").write_text(json.dumps(CONFIGS[family] | changes))
     with pytest.raises(WeightsError, match=rf"cannot read .*config.json; {message}, allowed: an? .*; fetch it again"):
         opened(tmp_path, family.partition("_")[0])
+
+
+def test_a_part_of_a_patch_has_no_position(tmp_path):
+    """As in google/siglip-so400m-patch14-384, whose images have 27.4 patches a side."""
+    said = json.dumps(CONFIGS["siglip"] | {"image_size": 70})
+    (write(tmp_path, "transformers", "siglip", size=70) / "config.json").write_text(said)
+    backbone, variables = opened(tmp_path, "siglip")
+    assert (backbone.grid, backbone.input_size) == (4, (70, 70))
+    x = images((70, 70))
+    found, whole = (backbone.apply(variables, x) for x in (x, x[:, :64, :64]))
+    np.testing.assert_array_equal(found, whole)
 
 
 # as google/siglip-base-patch16-224 and openai/clip-vit-base-patch32 have them: what is left out is the base size

@@ -122,12 +122,12 @@ class VisionTransformer(HubBackbone, ImageBackbone):
         return given.clone(pixels=known[0], input_size=pixels.size or (given.grid * given.patch_size,) * 2)
 
     def fields(self, said: dict[str, Any]) -> dict[str, Any]:
-        """Sizes, and positions for the square that the network was trained on."""
+        """Sizes, and positions for the whole patches of the square that the network was trained on."""
         said = said.get("vision_config", said)  # a tower of texts may stand beside that of images
         found = hub_config.renamed(said, FIELDS)
         patch = found.get("patch_size", self.patch_size)
         side = hub_config.number(said, "image_size", self.grid * self.patch_size)
-        if side % patch:
+        if side < patch:
             raise WeightsError(f"config.json says images of {side} pixels in patches of {patch}; fetch it again")
         return found | {"grid": side // patch}
 
