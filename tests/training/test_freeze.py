@@ -198,7 +198,8 @@ def test_masked_rows_change_nothing(mixing):
 @pytest.mark.parametrize(
     ("backbone", "given", "stage"),
     [("mobilenet_v2", "auto", "block_12"), ("vit_base_16", "auto", "layer_8"), ("vgg16", "auto", "block3")]
-    + [("vgg16", given, given) for given in ("all", None, "block1")],
+    + [("vgg16", given, given) for given in ("all", None, "block1")]
+    + [("vgg16", given, None) for given in ("None", "none")],  # as of a command line
 )
 def test_auto_is_the_stage_before_the_last_quarter_of_those_of_the_backbone(backbone, given, stage):
     config = default()

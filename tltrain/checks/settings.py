@@ -108,7 +108,7 @@ def _rates(case):
 
 def _augmentation(name, config):
     phase, features = config[name], config.features
-    stored = features.enabled != "off" and phase.freeze_until not in (None, "none")
+    stored = features.enabled != "off" and phase.freeze_until is not None
     if phase.augment and phase.epochs > 1 and stored and not features.augment_views:
         yield advice(
             f"{name}.augment = True: the phase runs the frozen stages anew in each of its {phase.epochs} epochs; "

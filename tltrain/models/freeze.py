@@ -48,14 +48,16 @@ class Plan(NamedTuple):
 
 
 def named(stages: Sequence[str], freeze_until: str | None) -> str | None:
-    """`freeze_until`, where it is "auto" the stage before the last quarter of `stages`."""
+    """`freeze_until`; of "auto" the stage before the last quarter of `stages`, and None as a command line says it."""
+    if freeze_until in ("none", "None"):
+        return None
     return stages[-1 - math.ceil(len(stages) / 4)] if freeze_until == "auto" else freeze_until
 
 
 def cut(stages: Sequence[str], freeze_until: str | None) -> int:
     """Index of the first trainable stage: one more than that of `freeze_until`.
 
-    `"all"` gives the number of stages, None (or `"none"`, as a command line says it) gives 0.
+    `"all"` gives the number of stages, None (or `"none"`, as workdirs of old have it) gives 0.
 
     Raises:
         ConfigError: `freeze_until` names no stage.
