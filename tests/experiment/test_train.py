@@ -92,6 +92,16 @@ def test_a_run_leaves_a_whole_record(tiny, tmp_path):
     assert result["features"]["examples_per_second"] > 0
 
 
+@pytest.mark.parametrize("events", [True, False])
+def test_what_is_said_of_the_record_is_there(events, tiny, tmp_path, capsys):
+    tiny.log.tensorboard = events
+    tiny.finetune.epochs = 0
+    run(tiny, tmp_path / "run")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("The record of the run"))
+    named = line.rstrip(".").rpartition(": ")[2].split(", ")
+    assert all((tmp_path / "run" / name).exists() for name in named) and ("tensorboard/" in named) == events
+
+
 def test_the_report_says_that_a_phase_waited_for_its_input(tiny, tmp_path, monkeypatch):
     def slow(*args):
         for batch in from_arrays(*args):

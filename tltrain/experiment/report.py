@@ -227,6 +227,7 @@ def show(report: dict[str, Any], workdir: Path) -> None:
         if phase.get("step_examples_per_second"):  # a head that is solved for takes no steps
             console.say(f"{name}: {speeds(phase, report['kind']['rate'])}.")
     console.say("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()))
-    console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/, tensorboard/.")
+    events = ", tensorboard/" if (workdir / "tensorboard").is_dir() else ""
+    console.say(f"The record of the run is in {workdir}: report.json, metrics.jsonl, checkpoints/{events}.")
     if (workdir / "report.html").exists():  # where writing it failed, the run says so
         console.say(f"To look at: {workdir / 'report.html'}")
