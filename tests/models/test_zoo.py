@@ -557,6 +557,24 @@ def test_constants_of_frozen_stages_give_the_same_bits_and_kernels_are_transform
     np.testing.assert_allclose(features, plain, atol=3e-6 * np.abs(plain).max())
 
 
+@pytest.mark.optimized
+@pytest.mark.parametrize("family", graded(TINY, ["vit", "convnext"]))
+def test_frozen_stages_give_the_same_bits_of_halves_in_one_program_or_in_two(family):
+    """Without rounding to halves in between, as XLA would have it, the two would differ."""
+    model, variables = tiny(family)
+    model = model.clone(backbone=model.backbone.clone(dtype=jnp.bfloat16))
+    images, last = batch_of(size=model.backbone.min_size)["inputs"], len(model.backbone.stages)
+
+    def run(x, start, stop):
+        made = jax.jit(
+            lambda x: run_frozen(model, variables, x, start, stop), compiler_options=layers.forward_options()
+        )
+        return made(x)
+
+    whole = run(images, 0, last)
+    np.testing.assert_array_equal(run(run(images, 0, last // 2), last // 2, last), whole)
+
+
 def test_images_have_the_size_of_the_backbone_where_the_config_has_none_and_are_never_too_small():
     config = config_lib.default()
     config.model.backbone = "xception"

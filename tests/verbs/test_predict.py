@@ -55,6 +55,7 @@ def test_predictions_are_those_the_report_counts(done):
         {"finetune.epochs": 0},
         {"probe.epochs": 0},
         {"finetune.freeze_until": None},
+        {"model.dtype": "bfloat16"},
         {"probe.epochs": 0, "finetune.train_only": "lora", "finetune.lora.targets": ("all",)},
     ],
     ids=str,

@@ -193,12 +193,13 @@ def forward_options() -> dict[str, str | int] | None:
 
     On CPU depthwise layers and activations use vectors as wide as the processor has, where XLA's default is half of
     AVX-512's. There products are kept from YNNPACK, which is slower for these shapes; without AVX-512 it is as fast,
-    and without YNNPACK an image's place in the batch would show in its last bits. A backward pass is better off, or no
+    and without YNNPACK an image's place in the batch would show in its last bits. Halves are rounded wherever a stage
+    says so, or their bits would depend on where stages are divided into programs. A backward pass is better off, or no
     worse, with the defaults.
     """
     if not on_cpu():
         return None
-    wide: dict[str, str | int] = {"xla_cpu_prefer_vector_width": 512}
+    wide: dict[str, str | int] = {"xla_cpu_prefer_vector_width": 512, "xla_allow_excess_precision": False}
     without_ynnpack = wide | {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         return without_ynnpack if _equal_rows_stay_equal(without_ynnpack) else wide
