@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,16 @@ def test_predict_goes_on_past_a_broken_file_and_names_it(done, tmp_path, images,
     with np.load(features) as found:
         assert found["files"].tolist() == [row["file"] for row in rows]
         assert found["features"].shape == (3, 1280) and np.isfinite(found["features"]).all()
+
+
+def test_a_name_with_a_line_end_is_one_cell_of_the_table(done, tmp_path, images):
+    names = ["line\nend.jpg", "carriage\rreturn.jpg", 'a "quote", a comma.jpg']
+    for name in names:
+        shutil.copy(images / "light" / "light_000.jpg", tmp_path / name)
+    table = tmp_path / "out.csv"
+    assert call(predict, "--workdir", done, *(tmp_path / name for name in names), "--output", table)[0] == 0
+    with table.open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [str(tmp_path / name) for name in names]
 
 
 def test_predicted_classes_are_those_of_the_folders(done, images, tmp_path):

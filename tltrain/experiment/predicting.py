@@ -137,8 +137,8 @@ def csv_lines(found: Predicted) -> Iterator[str]:
 
     def line(cells):
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow(cells)
-        return text.getvalue()
+        csv.writer(text).writerow(cells)  # puts cells in quotes that hold a part of its line end
+        return text.getvalue().removesuffix("\r\n")
 
     names = [f"probability of {name}" for name in found.run.class_names]
     first = {"classification": "class", "multi_label": "classes", "regression": "predicted"}[found.run.task.name]
