@@ -1,7 +1,6 @@
 """A data set of TFDS -> splits."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import math
@@ -19,7 +18,7 @@ from tltrain.data.kinds.kind import Kind
 from tltrain.data.names import Places, Span
 from tltrain.data.split import Data, Split
 from tltrain.data.tensorflow import import_tensorflow
-from tltrain.errors import DataError, foreign_errors
+from tltrain.errors import DataError, foreign_errors, reason_of
 from tltrain.places import cache_dir
 from tltrain.runtime import console, sealed
 
@@ -125,7 +124,18 @@ class _Labels(NamedTuple):
 def _unreadable(info):
     """What makes a DataError of whatever is raised of files that are gone or damaged."""
     what, remedy = f"cannot read {info.full_name}", f"in {info.data_dir}; prepare the data set again"
-    return functools.partial(foreign_errors, DataError, what, remedy)
+
+    @contextlib.contextmanager
+    def unreadable():
+        with foreign_errors(DataError, what, remedy):
+            try:
+                yield
+            except OSError as error:
+                if not error.filename:
+                    raise
+                raise ValueError(f"{Path(error.filename).name}: {reason_of(error)}") from error  # of a thousand files
+
+    return unreadable
 
 
 def to_prepare(name: str, config: ConfigDict) -> str:
