@@ -87,6 +87,24 @@ def test_tasks_of_an_array_divide_what_is_not_trained_together_and_the_last_show
 
 
 @pytest.mark.parametrize(
+    "given",
+    {
+        "--array=1,9": {"ID": "9", "MIN": "1", "MAX": "9", "STEP": "1", "COUNT": "2"},
+        "--array=0,1,4": {"ID": "1", "MIN": "0", "MAX": "4", "STEP": "1", "COUNT": "3"},
+        "by hand": {"ID": "2", "COUNT": "2"},
+        "no number": {"ID": "x", "COUNT": "2"},
+        "no step": {"ID": "0", "COUNT": "2", "STEP": "0"},
+    }.values(),
+    ids=str,
+)
+def test_tasks_of_an_array_of_which_nobody_knows_the_share_are_refused(monkeypatch, given):
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(ConfigError, match=f"ID {given['ID']}.*--array=0-N"):
+        job_array.task()
+
+
+@pytest.mark.parametrize(
     ("arms", "message"),
     {
         "misspelt": ([{}, {"finetune.freeze_untl": "all"}], "did you mean 'finetune.freeze_until'"),
