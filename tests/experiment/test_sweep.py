@@ -112,6 +112,7 @@ def test_tasks_of_an_array_of_which_nobody_knows_the_share_are_refused(monkeypat
         "wrong type": ([{"probe.epochs": "many"}], "probe.epochs|many"),
         "twice": ([{"seed": 1}], "--seeds"),
         "equal arms": ([{}, {}], "twice"),
+        "one folder": ([{"log.wandb_project": "a/b"}, {"log.wandb_project": "a_b"}], "wandb_project=a_b would share"),
     }.values(),
 )
 def test_a_wrong_arm_fails_before_the_first_run(tiny, tmp_path, arms, message):

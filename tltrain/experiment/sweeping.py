@@ -50,9 +50,14 @@ def members(base: ConfigDict, arms: list[dict[str, Any]], num_seeds: int, workdi
         name = _name(arm, arms)
         if any(member.arm == name for member in found):
             raise ConfigError(f"sweep() yields {arm} twice; remove one")
+        folder = workdir / name.replace("/", "_")
+        if other := next((member.arm for member in found if member.path.parent == folder), None):
+            raise ConfigError(
+                f"the arms {other} and {name} would share a folder; {folder}; let them differ in more than / and _"
+            )
         for seed in range(base.seed, base.seed + num_seeds):
             config = _changed(base, arm | {"seed": seed})
-            found.append(Member(name, config, workdir / name.replace("/", "_") / f"seed_{seed}"))
+            found.append(Member(name, config, folder / f"seed_{seed}"))
     for member in found:
         stored = read_json(member.path / "config.json")
         if stored is not None and (changed := config_lib.differences(member.config, stored)):
