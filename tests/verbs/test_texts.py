@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,14 @@ def test_rows_of_a_table_get_the_probabilities_of_the_run(finished, tiny_text, t
     assert known and len(found) == 40
     for line in known:
         assert found[line["id"]] == line["probabilities"], line["id"]
+
+
+def test_rows_of_two_tables_of_one_name_are_all_there(finished, tiny_text, tmp_path):
+    table = Path(tiny_text.data.source.removeprefix("table:"))
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copy(table, tmp_path / "other"))
+    found = [line["file"] for line in predictions(finished, tmp_path, table, other, table)]
+    assert found == [f"{path}:{row}" for path in (table, other) for row in range(2, 42)]
 
 
 def test_lines_of_standard_input_are_texts(finished, tmp_path, monkeypatch):

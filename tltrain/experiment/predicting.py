@@ -1,5 +1,6 @@
 """What the best model of a finished run says of files: as tables, CSV and JSON lines."""
 
+import collections
 import csv
 import io
 import json
@@ -67,8 +68,9 @@ def _rows(features, counted):
 
 def _split(run, paths) -> Split:
     found: dict[str, bytes | Path] = {}
+    named = collections.Counter(path.name for path in set(paths))
     for path in paths:
-        found |= _examples(run, path)
+        found |= _examples(run, path, named[path.name] == 1)
     if not found:
         raise DataError(f"no {run.kind.name} below {', '.join(map(str, paths))}; on the command line; check the path")
     examples, label = list(found.values()), run.task.label
@@ -81,8 +83,8 @@ def _split(run, paths) -> Split:
     return Split(f"{len(examples)} {run.kind.name}", tuple(found), labels, read, run.kind, "")
 
 
-def _examples(run, path) -> dict[str, bytes | Path]:
-    """Those at `path` by their names."""
+def _examples(run, path, is_alone) -> dict[str, bytes | Path]:
+    """Those at `path` by their names; rows are called by the name of their table where this `is_alone`, or its path."""
     if str(path) == STDIN and run.kind.shown_as == "text/plain":
         return _lines(run)
     if path.is_dir():
@@ -93,7 +95,8 @@ def _examples(run, path) -> dict[str, bytes | Path]:
     if not path.exists():
         raise DataError(f"no file or folder at {path}; on the command line; check the path")
     if path.suffix.lower() in table_reader.SUFFIXES:
-        return dict(table_source.examples(path, run.config.data, run.kind))
+        rows = table_source.examples(path, run.config.data, run.kind)
+        return {where if is_alone else str(path.parent / where): example for where, example in rows}
     return {str(path): path}
 
 
