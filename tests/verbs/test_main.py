@@ -200,6 +200,13 @@ def test_without_a_verb_all_are_listed_and_an_unknown_one_names_the_nearest(caps
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "'config.seed=3'" in done.stderr
 
 
+def test_streams_that_are_closed_are_nowhere():
+    line = f"{sys.executable} -m tltrain.predict --workdir /nowhere a.jpg"
+    for closed, told in (("<&- >&-", "/nowhere is no workdir"), ("<&- >&- 2>&-", "")):
+        done = subprocess.run(["bash", "-c", f"{line} {closed}"], env=ENVIRONMENT, capture_output=True, check=False)
+        assert done.returncode == 6 and done.stderr.count(b"\n") == bool(told) and told.encode() in done.stderr
+
+
 BROKEN_FILES = {
     "misspelt key": ("config.probe.learning_rat = 1.0", "did you mean 'probe.learning_rate'"),
     "wrong type": ("config.seed = 'x'", "seed"),
