@@ -21,12 +21,14 @@ _SHOWN = 50  # classes of the table on the terminal
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code."""
     parser = command_line.of_run("evaluate")
-    parser.add_argument("--split", help="split expression, such as 'test' or 'train[80%%:]'; default: the run's last")
-    parser.add_argument(
-        "--source", help="tfds:NAME, folder:PATH or table:PATH, with the run's class names; default: its own"
-    )
-    parser.add_argument("--data-dir", help="where TFDS keeps its data sets; default: the run's own")
-    parser.add_argument("--output", type=command_line.path, help="write every prediction to this file of JSON lines")
+    for name, meaning in {
+        "--split": "split expression, such as 'test' or 'train[80%%:]'; default: the run's last",
+        "--source": "tfds:NAME, folder:PATH or table:PATH, with the run's class names; default: its own",
+        "--data-dir": "where TFDS keeps its data sets; default: the run's own",
+    }.items():
+        parser.add_argument(name, type=command_line.text, help=meaning)
+    text = "write every prediction to this file of JSON lines"
+    parser.add_argument("--output", type=command_line.output_file, help=text)
     return command.run(parser, argv, _run)
 
 

@@ -21,17 +21,15 @@ def main(argv: list[str]) -> int:
         type=command_line.path,
         help="examples, folders of them, tables of them; - for lines of text",
     )
-    parser.add_argument("--output", type=command_line.path, help="write every prediction to this .csv or .jsonl file")
-    parser.add_argument(
-        "--features", type=command_line.path, help="write pooled features to this .npz: files, features"
-    )
+    for name, meaning in {
+        "--output": "write every prediction to this .csv or .jsonl file",
+        "--features": "write pooled features to this .npz: files, features",
+    }.items():
+        parser.add_argument(name, type=command_line.output_file, help=meaning)
     return command.run(parser, argv, _run)
 
 
 def _run(arguments: argparse.Namespace, process: Process) -> int:
-    for path in (arguments.output, arguments.features):
-        if path and not path.absolute().parent.is_dir():
-            raise ConfigError(f"no folder for {path}; on the command line; make it, or give another file")
     if arguments.output and arguments.output.suffix not in WRITERS:
         raise ConfigError(f"--output {arguments.output}; on the command line; give a name that ends in .csv or .jsonl")
     wanted = arguments.features is not None

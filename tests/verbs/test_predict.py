@@ -144,6 +144,10 @@ MISTAKES = {
     "folder": (predict, ["--workdir", "{run}", "{images}", "--output", "{tmp}/no/a.csv"], 2, "no folder for"),
     "split": (evaluate, ["--workdir", "{run}", "--split", "train[:x]"], 4, "cannot be read"),
     "which split": (evaluate, ["--workdir", "{run}", "--source", "folder:{images}"], 2, "--source without --split"),
+    "empty split": (evaluate, ["--workdir", "{run}", "--split", ""], 2, "argument --split: it is empty"),
+    "no folder": (evaluate, ["--workdir", "{tmp}/none", "--output", "{tmp}/no/a.jsonl"], 2, "no folder for"),
+    "a folder": (evaluate, ["--workdir", "{tmp}/none", "--output", "{tmp}"], 2, "is a folder"),
+    "features": (predict, ["--workdir", "{tmp}/none", "{images}", "--features", "{tmp}"], 2, "is a folder"),
     "class": (evaluate, ["--workdir", "{run}", "--source", "folder:{other}", "--split", "train"], 4, "grey"),
 }
 

@@ -78,11 +78,28 @@ def of_run(verb: str) -> Parser:
     return made
 
 
+def text(given: str) -> str:
+    """The `type` of an argument that is not empty, as one by a variable of the shell that is not set."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return given
+
+
 def path(text: str) -> Path:
     """The `type` of an argument that is a path."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return places.local(text, "on the command line")
+
+
+def output_file(text: str) -> Path:
+    """The `type` of an argument that is a file to write, looked at before there is work that would be lost."""
+    made = path(text)
+    if not made.absolute().parent.is_dir():
+        raise ConfigError(f"no folder for {made}; on the command line; make it, or give another file")
+    if made.is_dir():
+        raise ConfigError(f"{made} is a folder; on the command line; give a file")
+    return made
 
 
 def _config_file(text):
