@@ -219,12 +219,20 @@ def test_processes_that_differ_are_told_before_anything_is_computed(job, tiny, t
         (["--coordinator=localhost:1"], {}, "give all three"),
         (["--process_id=0", "--num_processes=2"], {}, "give all three"),
         (["--coordinator=localhost", "--process_id=0", "--num_processes=2"], {}, "HOST:PORT"),
+        (["--coordinator=localhost:99999", "--process_id=1", "--num_processes=2"], {}, "'99999' is no port"),
         ([], {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, "start it by srun"),
     ],
 )
 def test_flags_that_make_no_job_are_refused_in_a_line(tiny, tmp_path, job, flags, environment, message):
     wrong = job("wrong", 1, changes=[flags], environment=environment)
     assert wrong.end(60) == [2] and message in wrong.told()[0]
+
+
+def test_a_port_that_another_program_has_is_refused_in_a_line(job):
+    with socket.create_server(("localhost", 0)) as other:
+        address = f"--coordinator=localhost:{other.getsockname()[1]}"
+        taken = job("taken", 1, changes=[[address, "--num_processes=2", "--process_id=0"]])
+        assert taken.end(60) == [7] and "a port that no other program has" in taken.told()[0]
 
 
 SOON = """

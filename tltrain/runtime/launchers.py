@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import jax
 
@@ -29,6 +30,8 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
     given = (coordinator not in ("", "auto"), num_processes is not None, process_id is not None)
     if any(given) and not (all(given) and ":" in coordinator):
         raise ConfigError("--coordinator=HOST:PORT, --num_processes and --process_id belong together; give all three")
+    if all(given):
+        _check_address(coordinator, process_id == 0)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `signals`
     where = f"at {coordinator}" if all(given) else "where the environment says"
@@ -52,6 +55,29 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
     finally:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
     return True
+
+
+def _check_address(coordinator, is_first):
+    """Raises where the port of `coordinator` is none, or the first process, which listens, finds another there."""
+    port = coordinator.rpartition(":")[2]
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(
+            f"--coordinator={coordinator}: {port!r} is no port; on the command line; give 1 to {2**16 - 1}"
+        )
+    if not is_first:
+        return
+    both = socket.has_dualstack_ipv6()
+    with socket.socket(socket.AF_INET6 if both else socket.AF_INET) as tried:  # where it fails, jax may crash
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if both:
+            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            tried.bind(("", int(port)))
+        except OSError as error:
+            raise HostError(
+                f"process 0 cannot listen at {coordinator}; {reason_of(error)}; give a port that no other program has, "
+                "as a run that is still there"
+            ) from error
 
 
 def _is_launched():
