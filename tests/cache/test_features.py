@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import os
 import runpy
 import shutil
 import subprocess
@@ -289,8 +290,10 @@ def test_list_shows_and_clear_frees(tiny, tmp_path, capsys):
     directory = f"--dir={tmp_path / 'features'}"
     run(tiny, tmp_path / "run")
     first, *others = [folder.name for folder in stores(tmp_path)]
+    os.utime(tmp_path / "features" / first / "store.json", (2**32, 2**32))
     assert verb.main(["", "--list", directory]) == 0
     shown = capsys.readouterr().out
+    assert f"{first}  " in shown and "unused for -" not in shown, "a file of the future"
     assert first in shown and "tiny activations before block_2, folder:" in shown and "tiny pooled features" in shown
     assert verb.main(["", "--clear", "nothing", directory]) == 2
     assert verb.main(["", "--clear", first, directory]) == 0

@@ -228,8 +228,8 @@ def facts(folder: Path) -> dict[str, Any] | None:
 
 
 def unused_days(folder: Path) -> float:
-    """Days since it was last opened."""
-    return (time.time() - max(path.stat().st_mtime for path in folder.iterdir())) / 86400
+    """Days since it was last opened, 0 where the clock went back since."""
+    return max(0.0, time.time() - max(path.stat().st_mtime for path in folder.iterdir())) / 86400
 
 
 def num_bytes(folder: Path) -> int:
