@@ -30,6 +30,11 @@ def main(argv: list[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace, process: Process) -> int:
+    taken = {path.resolve() for path in arguments.files}
+    for path in filter(None, (arguments.output, arguments.features)):
+        if path.resolve() in taken:
+            raise ConfigError(f"{path} would be overwritten; it is named twice on the command line; give another file")
+        taken.add(path.resolve())
     if arguments.output and arguments.output.suffix not in WRITERS:
         raise ConfigError(f"--output {arguments.output}; on the command line; give a name that ends in .csv or .jsonl")
     wanted = arguments.features is not None

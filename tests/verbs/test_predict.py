@@ -144,6 +144,16 @@ MISTAKES = {
     "folder": (predict, ["--workdir", "{run}", "{images}", "--output", "{tmp}/no/a.csv"], 2, "no folder for"),
     "split": (evaluate, ["--workdir", "{run}", "--split", "train[:x]"], 4, "cannot be read"),
     "which split": (evaluate, ["--workdir", "{run}", "--source", "folder:{images}"], 2, "--source without --split"),
+    "input": (
+        predict,
+        ["--workdir", "{tmp}/none", "{tmp}/a.csv", "--output", "{tmp}/a.csv"],
+        2,
+        "would be overwritten",
+    ),
+    "output": (
+        *(predict, ["--workdir", "{tmp}/none", "{images}", "--output", "{tmp}/a.csv", "--features", "{tmp}/a.csv"]),
+        *(2, "would be overwritten"),
+    ),
     "empty split": (evaluate, ["--workdir", "{run}", "--split", ""], 2, "argument --split: it is empty"),
     "no folder": (evaluate, ["--workdir", "{tmp}/none", "--output", "{tmp}/no/a.jsonl"], 2, "no folder for"),
     "a folder": (evaluate, ["--workdir", "{tmp}/none", "--output", "{tmp}"], 2, "is a folder"),
