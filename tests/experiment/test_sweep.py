@@ -150,6 +150,13 @@ def test_the_table_pairs_seeds_and_agrees_in_every_format(tmp_path):
     assert r"rate\_1 & 2 & 87.50 $\pm$ 17.68 & +25.00 &" in (tmp_path / "table.tex").read_text()
 
 
+def test_the_name_of_an_arm_is_itself_in_markdown_and_latex(tmp_path):
+    table.write(table.rows({"weights={'a|b_c': 2.0} & #1^\\~": {0: report_of(0.5)}}), tmp_path)
+    assert r"| weights={'a\|b_c': 2.0} & #1^\~ | 1 |" in (tmp_path / "table.md").read_text()
+    expected = r"weights=\{'a|b\_c': 2.0\} \& \#1\textasciicircum{}\textbackslash{}\textasciitilde{} & 1 &"
+    assert expected in (tmp_path / "table.tex").read_text()
+
+
 @pytest.mark.parametrize(
     ("speeds", "mean", "shown"),
     {

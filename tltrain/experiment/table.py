@@ -14,6 +14,9 @@ from tltrain.experiment import report
 from tltrain.training import bootstrap
 from tltrain.training.tasks.task import LABELS
 
+_OF_LATEX = str.maketrans({c: rf"\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "~": r"\textasciitilde{}"})
+_OF_LATEX |= str.maketrans({"^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})
+
 
 class Row(NamedTuple):
     """One arm over its finished runs.
@@ -129,14 +132,14 @@ def write(made: Sequence[Row], folder: Path) -> None:
 
 
 def _markdown(header, body):
+    body = [[cell.replace("|", r"\|") for cell in line] for line in body]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _latex(header, body):
     def line(parts):
-        text = " & ".join(parts).replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$")
-        return rf"{text} \\"
+        return rf"{' & '.join(part.translate(_OF_LATEX) for part in parts)} \\"
 
     columns = "l" + "r" * (len(header) - 1)
     rules = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(header), r"\midrule"]
