@@ -58,6 +58,7 @@ def between_keys(config: ConfigDict) -> list[str]:
             for key, default in _OF_LORA.items()
             if phase.train_only != "lora" and phase.lora[key] != default
         ]
+    problems += _of_no_steps(config)
     if config.probe.optimizer == "knn":
         problems += _of_neighbors(config)
     if config.model.sha256 and hub.is_random(config.model.weights):
@@ -93,6 +94,23 @@ def _of_solved(name: str, phase: ConfigDict) -> list[str]:
         problems.append(f"{name}.optimizer = 'knn', allowed: as probe.optimizer alone")
     if phase.optimizer != "knn" and phase.neighbors != _NEIGHBORS:
         problems.append(f"{name}.neighbors = {phase.neighbors}, allowed: {_NEIGHBORS} without knn")
+    return problems
+
+
+def _of_no_steps(config: ConfigDict) -> list[str]:
+    """What does nothing where heads are solved for in all phases there are."""
+    optimizers = {config[name].optimizer for name in PHASES if config[name].epochs}
+    problems = []
+    if config.model.dropout and optimizers and optimizers <= set(SOLVED):
+        problems.append(
+            f"model.dropout = {config.model.dropout}, allowed: 0.0 with {' and '.join(sorted(optimizers))} alone, "
+            "which drop no features"
+        )
+    if config.loss.label_smoothing and optimizers == {"ridge"}:
+        problems.append(
+            f"loss.label_smoothing = {config.loss.label_smoothing}, allowed: 0.0 with ridge alone, whose targets are "
+            "1 and -1"
+        )
     return problems
 
 

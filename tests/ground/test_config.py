@@ -98,6 +98,11 @@ CONFLICTS = {
         {"probe.optimizer": "logreg", "probe.epochs": 2},
         "'logreg', allowed: with probe.freeze",
     ),
+    "dropout of a solution": (NEIGHBORS | {"model.dropout": 0.5}, "model.dropout = 0.5, allowed: 0.0 with knn alone"),
+    "smoothing of least squares": (
+        {"probe.optimizer": "ridge", "probe.epochs": 1, "probe.weight_decay": 1.0, "loss.label_smoothing": 0.1},
+        "loss.label_smoothing = 0.1, allowed: 0.0 with ridge alone",
+    ),
     "decay of neighbours": (NEIGHBORS | {"probe.weight_decay": 1.0}, "allowed: 0 with knn, which has no kernel"),
     "neighbours of none": ({"probe.neighbors": 5}, "probe.neighbors = 5, allowed: 20 without knn"),
     "fine-tuning neighbours": (NEIGHBORS | {"finetune.epochs": 1}, "which leaves no kernel to start from"),
