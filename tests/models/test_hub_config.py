@@ -58,6 +58,14 @@ REFUSED = {
         ("vit", {}, None, {"model.backbone": "resnet50", "model.weights": "imagenet", "model.pool": "cls"}),
         "model.pool = 'cls', allowed with resnet50: 'auto'",
     ),
+    "sizes of Keras": (
+        ("vit", {}, None, {"model.weights": "imagenet"}),
+        "model.weights = 'imagenet', allowed with vit: a path",
+    ),
+    "weights of Keras": (
+        ("vit", {}, None, {"model.backbone": "vit_tiny_16", "model.weights": "imagenet"}),
+        "model.weights = 'imagenet', allowed with vit_tiny_16: 'pretrained', which are those of the Hub",
+    ),
     "sizes of no weights": (
         ("vit", {}, None, {"model.weights": "random"}),
         "model.weights = 'random', allowed with vit: a path",

@@ -21,14 +21,19 @@ class HubBackbone(Backbone):
     families: ClassVar[Collection[str]] = ()  # the values of `model_type` in a config.json that it can be
 
     def resolve(self, config: ConfigDict) -> None:
-        """The weights of the variant where a config names none."""
+        """The weights of the variant where a config names none; raises ConfigError where there are none."""
         model = config.model
-        if model.weights not in ("pretrained", "random"):
+        if model.weights not in ("pretrained", "imagenet", "random"):
             return
         if not self.variant:
             raise ConfigError(
                 f"model.weights = {model.weights!r}, allowed with {model.backbone}: a path, 'hf:OWNER/NAME', or "
                 "'random:' and one of these, since sizes and all else are read there"
+            )
+        if model.weights == "imagenet":
+            raise ConfigError(
+                f"model.weights = 'imagenet', allowed with {model.backbone}: 'pretrained', which are those of the Hub, "
+                "'random', a path or 'hf:OWNER/NAME'; those of 'imagenet' are Keras'"
             )
         if model.weights == "random":
             model.weights = f"random:hf:{self.variant}" if self.needs_files else "random"
