@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types and tests: 9 to 12 minutes on two cores beside the installation, somewhat more the first time:
+# Lint, format, types and tests: 8 to 12 minutes on two cores beside the installation, somewhat more the first time:
 # compiled programs are kept in ~/.cache/tltrain/xla_tests. Arguments go to pytest:
 # `bash launch/test.sh tests/training/test_freeze.py -k clip`.
 # --full adds live parity with Keras, whole grids and every export; with TLTRAIN_TEST_DATA=FOLDER also the tests that read
