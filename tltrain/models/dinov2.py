@@ -37,8 +37,9 @@ class DINOv2(VisionTransformer):
         """Also the width of its dense layers, by `mlp_ratio`, and its registers."""
         found = super().fields(said)
         with_registers, gated = _FAMILIES[said["model_type"]], said.get("use_swiglu_ffn", False)
-        between = int(found["hidden_size"] * hub_config.number(said, "mlp_ratio", 4, (0.1, 100.0)))
-        registers = hub_config.number(said, "num_register_tokens", 4, (0, 2**20)) if with_registers else 0
+        between = int(found["hidden_size"] * hub_config.number("mlp_ratio", said.get("mlp_ratio", 4), (0.1, 100.0)))
+        registers = said.get("num_register_tokens", 4) if with_registers else 0
+        registers = hub_config.number("num_register_tokens", registers, (0, 2**20))
         between = _gated(between) if gated else between
         return found | {
             "intermediate_size": between,

@@ -55,15 +55,15 @@ def read(
 def renamed(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The values of `said` that have one of `names`, under what that maps to; raises ValueError as `number`."""
     return {
-        field: said[name] if field == "activation" else number(said, name, said[name], _ALLOWED.get(field, _SIZE))
+        field: said[name] if field == "activation" else number(name, said[name], _ALLOWED.get(field, _SIZE))
         for name, field in names.items()
         if name in said
     }
 
 
-def number(said: Mapping[str, Any], name: str, default: float, allowed: tuple[float, float] = _SIZE) -> Any:
-    """What `said` has by `name`, or `default`: a number `allowed`, of its type; raises ValueError where it is none."""
-    value, (low, high) = said.get(name, default), allowed
+def number(name: str, value: Any, allowed: tuple[float, float] = _SIZE) -> Any:
+    """The `value` of `name` in a file: a number `allowed`, of the type of these; raises ValueError where it is none."""
+    low, high = allowed
     kinds = int if isinstance(low, int) else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
         kind = "an integer" if isinstance(low, int) else "a number"
@@ -108,7 +108,7 @@ def _of_timm(said):
 
 
 def _pixels(mean, std, size):
-    sides = size and tuple(number({"size": side}, "size", side, _SIDE) for side in size)
+    sides = size and tuple(number("size", side, _SIDE) for side in size)
     return Pixels(tuple(map(float, mean)), tuple(map(float, std)), sides)
 
 

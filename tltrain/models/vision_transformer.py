@@ -126,7 +126,7 @@ class VisionTransformer(HubBackbone, ImageBackbone):
         said = said.get("vision_config", said)  # a tower of texts may stand beside that of images
         found = hub_config.renamed(said, FIELDS)
         patch = found.get("patch_size", self.patch_size)
-        side = hub_config.number(said, "image_size", self.grid * self.patch_size)
+        side = hub_config.number("image_size", said.get("image_size", self.grid * self.patch_size))
         if side < patch:
             raise WeightsError(f"config.json says images of {side} pixels in patches of {patch}; fetch it again")
         return found | {"grid": side // patch}
